@@ -1,0 +1,241 @@
+"""RunConfig: one run, complete, frozen and hashed; validation in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from scaling_lab import dims, models, record
+from scaling_lab.data import DataConfig
+from scaling_lab.hardware import Target, parse_target
+from scaling_lab.layouts import Layout, check, fit_kv_heads
+from scaling_lab.models.ops import RopeScaling
+from scaling_lab.optimizers import OptimizerConfig, make
+
+#: Of the hash; raised only when old configs would mean something else.
+SCHEMA = 1
+
+PRECISIONS = ("float32", "bfloat16")
+STACKS = ("auto", "scan", "unroll")
+AXIS_TYPES = ("auto", "explicit")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything that changes a run's result, as values.
+
+    Attributes:
+      model: a family's `Config`.
+      layout: where everything lives.
+      target: the machine, as `hardware.parse_target` reads it; ``local`` is this one.
+      batch: global, in sequences. length: tokens per sequence.
+      steps: optimizer steps. seed: of parameters and of the data's order.
+      remat: ``none``, ``full``, ``save:VERB,…`` or ``recompute:VERB,…``.
+      precision: dtype of arithmetic; parameters and optimizer state are float32.
+      accumulate: microbatches per step, one after another.
+      stack: layers scanned, unrolled, or whichever suits the backend.
+      axis_type: of the mesh; ``explicit`` is JAX's sharding in types.
+      z_loss: weight of the squared log-normaliser (PaLM, section 5).
+      loss_chunks: chunks of positions the loss is cut into; ``None`` decides.
+      evaluate_batches: held-out batches in an evaluation; 0 never evaluates.
+      xla_flags: set before the run's process starts JAX.
+      size: what people call the model; not part of the identity.
+    """
+
+    model: Any
+    layout: Layout
+    target: str = "local"
+    batch: int = 8
+    length: int = 256
+    steps: int = 20
+    seed: int = 0
+    remat: str = "none"
+    precision: str = "float32"
+    accumulate: int = 1
+    stack: str = "auto"
+    axis_type: str = "auto"
+    optimizer: OptimizerConfig = OptimizerConfig()
+    data: DataConfig = DataConfig()
+    z_loss: float = 0.0
+    loss_chunks: int | None = None
+    evaluate_batches: int = 4
+    xla_flags: str = ""
+    size: str = ""
+
+    @property
+    def family(self) -> str:
+        """The name of the model's family."""
+        return type(self.model).__module__.rpartition(".")[2]
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens in a global batch."""
+        return self.batch * self.length
+
+    @property
+    def dim_sizes(self) -> dict[str, int]:
+        """Letter -> size, of the model and of one microbatch."""
+        sizes = {k: v for k, v in vars(self.model).items() if k in dims.ALPHABET}
+        return {**sizes, "B": self.batch // self.accumulate, "T": self.length}
+
+    @functools.cached_property
+    def placed_layout(self) -> Layout:
+        """The layout after the exception for few key-value heads."""
+        return fit_kv_heads(self.layout, self.dim_sizes)
+
+    @functools.cached_property
+    def abstract_params(self) -> dict[str, Any]:
+        """Shapes and dtypes of the parameters; nothing is allocated."""
+        init = functools.partial(models.family_of(self.model).init, self.model)
+        return jax.eval_shape(init, jax.random.key(0))
+
+    @property
+    def id(self) -> str:
+        """The run's id: a hash of the non-default fields and the schema's version."""
+        return record.digest({"schema": SCHEMA, **self.to_json(identity=True)})
+
+    def to_json(self, *, identity: bool = False) -> dict[str, Any]:
+        """The non-default fields as plain JSON, so a new default orphans no run."""
+        data = _non_default(self)
+        data["model"] = {"family": self.family, **_non_default(self.model)}
+        data["layout"] = self.layout.to_json()
+        if identity:
+            data.pop("size", None)
+            data["layout"].pop("name", None)
+        return json.loads(json.dumps(data))
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RunConfig:
+        """The inverse of `to_json`.
+
+        Raises:
+          ValueError: an unknown field, with the nearest that are known.
+        """
+        data = dict(data)
+        model = dict(data.pop("model"))
+        family = models.family(model.pop("family"))
+        if isinstance(model.get("rope_scaling"), Mapping):
+            model["rope_scaling"] = RopeScaling(**model["rope_scaling"])
+        fields: dict[str, Any] = {
+            "model": _build(family.Config, model),
+            "layout": Layout.from_json(data.pop("layout")),
+        }
+        if "optimizer" in data:
+            fields["optimizer"] = _build(OptimizerConfig, data.pop("optimizer"))
+        if "data" in data:
+            source = dict(data.pop("data"))
+            if "source" in source:
+                source["source"] = tuple(source["source"])
+            fields["data"] = _build(DataConfig, source)
+        return _build(cls, {**data, **fields})
+
+    def parsed_target(self) -> Target:
+        """The target, read.
+
+        Raises:
+          ValueError: unknown chip or topology.
+        """
+        return parse_target(self.target)
+
+
+def validate(config: RunConfig, devices: int | None = None) -> None:
+    """Raises unless the run can be, before anything is traced.
+
+    Args:
+      devices: how many the target has; ``None`` asks the target (``local`` then
+        goes unchecked).
+
+    Raises:
+      ValueError: what is wrong, by how much, and what would do.
+    """
+    for field in ("batch", "length", "steps", "accumulate"):
+        if getattr(config, field) < 1:
+            raise ValueError(f"{field}={getattr(config, field)}: must be at least 1")
+    for field, known in (
+        ("precision", PRECISIONS),
+        ("stack", STACKS),
+        ("axis_type", AXIS_TYPES),
+    ):
+        _one_of(field, getattr(config, field), known)
+    if config.batch % config.accumulate:
+        near = [n for n in range(1, config.batch + 1) if config.batch % n == 0]
+        near.sort(key=lambda n: abs(n - config.accumulate))
+        raise ValueError(
+            f"batch={config.batch} does not divide into accumulate="
+            f"{config.accumulate} microbatches; nearest: {near[:3]}"
+        )
+    longest = getattr(config.model, "length", None)
+    if longest is not None and config.length > longest:
+        raise ValueError(
+            f"length={config.length} is more than the {longest} positions of "
+            f"{config.family} {config.size}; use --length {longest} or less"
+        )
+    _check_widths(config.model)
+    make(config.optimizer, config.steps)
+    target = config.parsed_target()
+    shapes = {p: x.shape for p, x in dims.leaves(config.abstract_params).items()}
+    check(
+        config.placed_layout,
+        config.dim_sizes,
+        shapes,
+        target.devices if devices is None and target.chip else devices,
+    )
+
+
+def check_remat(policy: str, verbs: list[str]) -> None:
+    """Raises unless a remat policy's names are verbs of the model.
+
+    Raises:
+      ValueError: an unknown policy or verb, with the nearest.
+    """
+    kind, _, names = policy.partition(":")
+    _one_of("remat", kind, ("none", "full", "save", "recompute"))
+    if kind in ("save", "recompute"):
+        for name in names.split(","):
+            _one_of(f"verb in remat {policy!r}", name, verbs)
+
+
+def _check_widths(model: Any) -> None:
+    if model.N % model.K:
+        raise ValueError(
+            f"N={model.N} query heads cannot share K={model.K} key-value heads; "
+            "N must be a multiple of K"
+        )
+    if hasattr(model, "rope_base") and model.H % 2:
+        raise ValueError(f"H={model.H}: a head's width must be even to be rotated")
+
+
+def _one_of(what: str, value: str, known: Any) -> None:
+    if value not in known:
+        near = difflib.get_close_matches(str(value), list(known), 2, 0.4)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ValueError(
+            f"unknown {what} {value!r}; {hint}there are {', '.join(known)}"
+        )
+
+
+def _non_default(value: Any) -> dict[str, Any]:
+    data = {}
+    for field in dataclasses.fields(value):
+        item = getattr(value, field.name)
+        if field.default is not dataclasses.MISSING and item == field.default:
+            continue
+        data[field.name] = _non_default(item) if _is_data(item) else item
+    return data
+
+
+def _is_data(item: Any) -> bool:
+    return dataclasses.is_dataclass(item) and not isinstance(item, type | Layout)
+
+
+def _build(cls: Any, fields: Mapping[str, Any]) -> Any:
+    known = [field.name for field in dataclasses.fields(cls)]
+    for name in fields:
+        _one_of(f"field of {cls.__name__}", name, known)
+    return cls(**fields)

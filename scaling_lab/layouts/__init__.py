@@ -1,0 +1,25 @@
+"""Which dim lives on which mesh axis: layouts as data, their legality, their placement.
+
+One file per named layout (`ddp.py`, `fsdp_tensor.py`, …) with its tables written out;
+`grammar.parse` reads what people type.
+"""
+
+from scaling_lab.layouts.explicit import ExplicitPlacement
+from scaling_lab.layouts.grammar import names, parse
+from scaling_lab.layouts.legality import check, fit_kv_heads
+from scaling_lab.layouts.mesh import make_mesh
+from scaling_lab.layouts.placement import Placement
+from scaling_lab.layouts.tables import IllegalLayout, Layout, Spec
+
+__all__ = [
+    "ExplicitPlacement",
+    "IllegalLayout",
+    "Layout",
+    "Placement",
+    "Spec",
+    "check",
+    "fit_kv_heads",
+    "make_mesh",
+    "names",
+    "parse",
+]

@@ -1,0 +1,174 @@
+"""A layout as people write it: ``fsdp=4,tensor=2+sequence``, or a file's name.
+
+The words of the grammar are the axes' usual meanings; what a word stands for is one
+small table each, and a layout is their sum.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import pkgutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from scaling_lab.dims import AXES
+from scaling_lab.layouts.tables import IllegalLayout, Layout
+
+_HEADS_AND_WIDTHS = ("F", "N", "K", "V")
+
+#: What an axis divides: (params letters, acts letters).
+MEANING: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "data": ((), ("B",)),
+    "fsdp": (("D",), ("B",)),
+    "tensor": (_HEADS_AND_WIDTHS, _HEADS_AND_WIDTHS),
+    "context": ((), ()),
+    "expert": (("E",), ("E",)),
+    "stage": ((), ()),
+}
+
+#: What may follow a plus sign.
+MODIFIERS: dict[str, str] = {
+    "sequence": "activations between blocks divided by position over tensor",
+    "zero1": "optimizer state divided over data",
+    "zero2": "gradients and optimizer state divided over data",
+    "gather_once": "gathered weights kept for the backward pass",
+}
+
+
+def names() -> list[str]:
+    """The layouts that have a file."""
+    import scaling_lab.layouts as package
+
+    found = (module.name for module in pkgutil.iter_modules(package.__path__))
+    return [name for name in found if hasattr(named(name), "TOY")]
+
+
+def named(name: str) -> ModuleType:
+    """The file of a layout."""
+    return importlib.import_module(f"scaling_lab.layouts.{name}")
+
+
+def parse(text: str, devices: int | None = None) -> Layout:
+    """Reads a layout.
+
+    Args:
+      text: axes with sizes and modifiers (``data=2,fsdp=4+zero1``), a file's name
+        (``hsdp``, sized for `devices`), a file's name with sizes
+        (``hsdp:data=2,fsdp=4``), or the path of a JSON file with a layout's tables.
+      devices: of the target.
+
+    Raises:
+      IllegalLayout: an unknown word, with the nearest that are known.
+    """
+    text = text.strip()
+    if text.endswith(".json"):
+        return _from_file(text)
+    head, *modifiers = text.split("+")
+    name, _, axes_text = head.partition(":")
+    if "=" in name:
+        return _composed(text, _sizes(head, text), modifiers)
+    known = names()
+    if name not in known:
+        raise IllegalLayout(_unknown("layout", name, [*known, *AXES]) + _EXAMPLE)
+    module = named(name)
+    if axes_text:
+        sizes = _sizes(axes_text, text)
+    else:
+        sizes = module.sizes(devices or 1)
+    try:
+        layout = module.layout(**sizes)
+    except TypeError:
+        wanted = ",".join(f"{axis}={size}" for axis, size in module.TOY.items())
+        raise IllegalLayout(
+            f"layout {text!r}: {name} takes the axes of {name}:{wanted}"
+        ) from None
+    if modifiers:
+        raise IllegalLayout(
+            f"layout {text!r}: a file's name takes no modifiers; write its axes "
+            f"({','.join(f'{a}={s}' for a, s in sizes.items())}+{'+'.join(modifiers)})"
+        )
+    return layout
+
+
+_EXAMPLE = "; or write axes with sizes, as fsdp=4,tensor=2+sequence"
+
+
+def _from_file(path: str) -> Layout:
+    try:
+        data = json.loads(Path(path).read_text())
+        return Layout.from_json({"name": Path(path).stem, **data})
+    except (OSError, ValueError, TypeError) as error:
+        raise IllegalLayout(
+            f"layout file {path}: {error}; it holds the JSON of Layout.to_json(), "
+            'as {"mesh": {"fsdp": 8}, "params": {"D": "fsdp"}, "acts": {"B": "fsdp"}}'
+        ) from error
+
+
+def _sizes(axes_text: str, text: str) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for part in axes_text.split(","):
+        axis, equals, size = part.strip().partition("=")
+        if axis not in AXES:
+            raise IllegalLayout(
+                f"layout {text!r}: " + _unknown("axis", axis, AXES) + _EXAMPLE
+            )
+        if not equals or not size.isdigit() or int(size) < 1:
+            raise IllegalLayout(
+                f"layout {text!r}: axis {axis} needs a size of at least 1, as {axis}=2"
+            )
+        if axis in sizes:
+            raise IllegalLayout(f"layout {text!r}: axis {axis} is given twice")
+        sizes[axis] = int(size)
+    return sizes
+
+
+def _composed(text: str, sizes: Mapping[str, int], modifiers: list[str]) -> Layout:
+    params: dict[str, Any] = {}
+    acts: dict[str, Any] = {}
+    for axis in (axis for axis in AXES if axis in sizes):
+        stored, used = MEANING[axis]
+        for table, dims in ((params, stored), (acts, used)):
+            for dim in dims:
+                table[dim] = _with_axis(table.get(dim), axis)
+    fields: dict[str, Any] = {}
+    for word in modifiers:
+        if word not in MODIFIERS:
+            raise IllegalLayout(
+                f"layout {text!r}: " + _unknown("modifier", word, list(MODIFIERS))
+            )
+        if word == "sequence":
+            _needs(text, word, "tensor", sizes)
+            acts["BTD"] = {"T": "tensor"}
+        elif word == "gather_once":
+            fields["gather"] = "step"
+        else:
+            _needs(text, word, "data", sizes)
+            divided = {**params, "D": _with_axis(params.get("D"), "data")}
+            fields["optimizer"] = divided
+            if word == "zero2":
+                fields["grads"] = divided
+    return Layout(name=text, mesh=sizes, params=params, acts=acts, **fields)
+
+
+def _with_axis(axes: Any, axis: str) -> Any:
+    if axes is None:
+        return axis
+    return (*((axes,) if isinstance(axes, str) else axes), axis)
+
+
+def _needs(text: str, word: str, axis: str, sizes: Mapping[str, int]) -> None:
+    if axis not in sizes:
+        raise IllegalLayout(
+            f"layout {text!r}: +{word} divides over axis {axis}, which it lacks; "
+            f"write {axis}=2,{text}"
+        )
+
+
+def _unknown(what: str, word: str, known: Any) -> str:
+    near = difflib.get_close_matches(word, list(known), 3, 0.4)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"unknown {what} {word!r}; {hint}there are {', '.join(known)}"

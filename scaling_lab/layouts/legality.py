@@ -1,0 +1,131 @@
+"""Whether a layout can be, decided before anything is traced."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from scaling_lab import dims
+from scaling_lab.layouts.tables import IllegalLayout, Layout, Table
+
+
+def fit_kv_heads(layout: Layout, sizes: Mapping[str, int]) -> Layout:
+    """The layout with K undivided where the model has fewer KV heads than the axis.
+
+    The one exception to "a dim divides its axis": with ``K < axis`` and the axis a
+    multiple of K, key-value heads are stored whole and `attend` gives each group of
+    query heads its own.
+    """
+    heads = sizes.get("K")
+    if heads is None:
+        return layout
+    parts = layout.over(layout.spec("acts", "K"))
+    if parts <= heads or parts % heads:
+        return layout
+    tables: dict[str, Table | None] = {
+        kind: None if table is None else {**table, "K": None}
+        for kind in ("params", "acts", "grads", "optimizer")
+        for table in [getattr(layout, kind)]
+    }
+    return dataclasses.replace(layout, **tables)
+
+
+def check(
+    layout: Layout,
+    sizes: Mapping[str, int],
+    params: Mapping[str, Sequence[int]],
+    devices: int | None = None,
+) -> None:
+    """Raises unless every array divides over its axes and every axis divides something.
+
+    Args:
+      layout: after `fit_kv_heads`.
+      sizes: letter -> size of the activations' dims; B is per microbatch.
+      params: parameter path -> shape.
+      devices: how many there are; ``None`` skips the count.
+
+    Raises:
+      IllegalLayout: with the dim, the sizes and the nearest legal choices.
+    """
+    if devices is not None and layout.devices != devices:
+        raise IllegalLayout(_wrong_count(layout, devices))
+    for kind in ("params", "grads", "optimizer"):
+        for path, shape in params.items():
+            name = path.rpartition("/")[2]
+            letters = dims.check(name, shape)
+            spec = layout.spec(kind, letters, name)
+            for letter, size, axes in zip(letters, shape, spec, strict=True):
+                _divides(layout, f"{kind} of {path}", letter, size, axes)
+    for letter, size in sizes.items():
+        _divides(layout, "acts", letter, size, layout.spec("acts", letter)[0])
+    for signature, override in layout.acts.items():
+        if isinstance(override, Mapping) and set(signature) <= set(dims.ALPHABET):
+            spec = layout.spec("acts", signature)
+            for letter, axes in zip(signature, spec, strict=True):
+                if letter in sizes:
+                    _divides(layout, f"acts {signature}", letter, sizes[letter], axes)
+    _every_axis_used(layout, params)
+
+
+def divisors(number: int) -> list[int]:
+    """Every divisor, rising."""
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _divides(
+    layout: Layout, what: str, letter: str, size: int, axes: tuple[str, ...]
+) -> None:
+    parts = layout.over((axes,))
+    if size % parts == 0:
+        return
+    along = " × ".join(f"{axis}={layout.mesh[axis]}" for axis in axes)
+    raise IllegalLayout(
+        f"layout {layout.name!r}, {what}: dim {letter}={size} ({dims.ALPHABET[letter]}) "
+        f"does not divide over {along}; {_nearest(letter, size, parts, axes)}"
+    )
+
+
+def _nearest(letter: str, size: int, parts: int, axes: tuple[str, ...]) -> str:
+    """What would divide: other sizes of the axes, and for a batch other batches."""
+    legal = divisors(size)
+    below = [n for n in legal if n < parts][-2:]
+    above = [n for n in legal if n > parts][:1]
+    axis = axes[0] if len(axes) == 1 else " × ".join(axes)
+    choices = f"nearest {axis} that divide it: {', '.join(map(str, below + above))}"
+    if letter in "BT":
+        lower, upper = size // parts * parts, -(-size // parts) * parts
+        near = ", ".join(str(n) for n in (lower, upper) if n)
+        word = "batch per microbatch" if letter == "B" else "length"
+        return f"nearest {word}: {near}; {choices}"
+    return f"{choices}; or leave {letter} out of the table"
+
+
+def _wrong_count(layout: Layout, devices: int) -> str:
+    shape = ",".join(f"{axis}={size}" for axis, size in layout.mesh.items())
+    hint = f"use a layout of {devices} devices"
+    if layout.devices > devices:
+        hint += (
+            f", or simulate {layout.devices} on the CPU with "
+            f"--target cpu:{layout.devices}"
+        )
+    return (
+        f"layout {layout.name!r} ({shape}) is a mesh of {layout.devices} devices "
+        f"and the target has {devices}; {hint}"
+    )
+
+
+def _every_axis_used(layout: Layout, params: Mapping[str, Sequence[int]]) -> None:
+    used: set[str] = set()
+    names = [path.rpartition("/")[2] for path in params]
+    for kind in ("params", "optimizer"):
+        for name in names:
+            used |= set().union(*layout.spec(kind, dims.letters(name), name))
+    for letter in dims.ALPHABET:
+        used |= set(layout.spec("acts", letter)[0])
+    for axis, size in layout.mesh.items():
+        if size > 1 and axis not in used:
+            raise IllegalLayout(
+                f"layout {layout.name!r}: axis {axis}={size} divides nothing of this "
+                f"model, so its devices would all do the same work; give them to data, "
+                "fsdp or tensor"
+            )

@@ -1,0 +1,152 @@
+"""A layout is data: which dim lives on which mesh axis, in four tables.
+
+Storing and computing differ, and ZeRO is nothing else: `params` says where a weight
+rests, `grads` where its gradient is reduced to, `optimizer` where its optimizer state
+rests, and `acts` where anything lives in use, a weight included.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from scaling_lab.dims import AXES
+
+Axes = str | tuple[str, ...] | None
+#: Letter -> axes; or a signature ("BTD") or name -> a table that overrides for it.
+Table = Mapping[str, Any]
+#: For every dim of an array the mesh axes it is divided over.
+Spec = tuple[tuple[str, ...], ...]
+
+
+class IllegalLayout(ValueError):
+    """A layout that cannot be, with the dim, the sizes and the nearest that can."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where everything lives on a mesh.
+
+    Attributes:
+      mesh: axis -> size; kept in the order of `dims.AXES`, slowest links first.
+      params: where a weight rests.
+      acts: where anything lives in use.
+      grads: where a gradient is reduced to; default `params`.
+      optimizer: where optimizer state rests; default `params`.
+      gather: ``layer`` gathers a stored weight where it is used and again in the
+        backward pass; ``step`` keeps what it gathered.
+      name: what people call it; not part of its identity.
+    """
+
+    mesh: Mapping[str, int]
+    params: Table = dataclasses.field(default_factory=dict)
+    acts: Table = dataclasses.field(default_factory=dict)
+    grads: Table | None = None
+    optimizer: Table | None = None
+    gather: str = "layer"
+    name: str = dataclasses.field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        unknown = [axis for axis in self.mesh if axis not in AXES]
+        if unknown:
+            raise IllegalLayout(
+                f"layout {self.name!r}: unknown mesh axis {unknown[0]!r}; "
+                f"axes are {', '.join(AXES)}"
+            )
+        for axis, size in self.mesh.items():
+            if size < 1:
+                raise IllegalLayout(
+                    f"layout {self.name!r}: axis {axis}={size}; a size is at least 1"
+                )
+        ordered = {axis: self.mesh[axis] for axis in AXES if axis in self.mesh}
+        object.__setattr__(self, "mesh", ordered)
+        if self.gather not in ("layer", "step"):
+            raise IllegalLayout(
+                f"layout {self.name!r}: gather={self.gather!r}; say 'layer' or 'step'"
+            )
+
+    @property
+    def devices(self) -> int:
+        """How many devices the mesh has."""
+        count = 1
+        for size in self.mesh.values():
+            count *= size
+        return count
+
+    def table(self, kind: str) -> Table:
+        """The table called `params`, `grads`, `optimizer` or `acts`, defaults filled."""
+        own = getattr(self, kind)
+        return self.params if own is None else own
+
+    def spec(self, kind: str, letters: str, name: str = "") -> Spec:
+        """For every dim of an array its mesh axes, overrides applied, size 1 dropped.
+
+        Args:
+          kind: ``params``, ``grads``, ``optimizer`` or ``acts``.
+          letters: the array's dims. name: the array's or the verb's name. Overrides
+            for a stacked array are written without its ``L``.
+
+        Raises:
+          IllegalLayout: two dims on one axis.
+        """
+        table = self.table(kind)
+        chosen = dict(table)
+        for key in (letters.removeprefix("L"), name.replace("_L", "_")):
+            override = table.get(key)
+            if isinstance(override, Mapping):
+                chosen |= override
+        spec = tuple(self._axes(chosen.get(letter)) for letter in letters)
+        used: dict[str, str] = {}
+        for letter, axes in zip(letters, spec, strict=True):
+            for axis in axes:
+                if axis in used:
+                    raise IllegalLayout(
+                        f"layout {self.name!r}, {kind} of {name or letters}: dims "
+                        f"{used[axis]} and {letter} both on axis {axis}; override one "
+                        f"of them, for example {{{letters!r}: {{{letter!r}: None}}}}"
+                    )
+                used[axis] = letter
+        return spec
+
+    def over(self, spec: Spec) -> int:
+        """Into how many parts a spec divides an array."""
+        parts = 1
+        for axes in spec:
+            for axis in axes:
+                parts *= self.mesh[axis]
+        return parts
+
+    def to_json(self) -> dict[str, Any]:
+        """The layout as plain JSON; `from_json` reads it back."""
+        data = {
+            field.name: _plain(getattr(self, field.name))
+            for field in dataclasses.fields(self)
+        }
+        return {key: value for key, value in data.items() if value is not None}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Layout:
+        """The inverse of `to_json`."""
+        return cls(**{key: _tuples(value) for key, value in data.items()})
+
+    def __hash__(self) -> int:
+        return hash(str(sorted(self.to_json().items())))
+
+    def _axes(self, value: Axes) -> tuple[str, ...]:
+        if value is None or isinstance(value, Mapping):
+            return ()
+        axes = (value,) if isinstance(value, str) else tuple(value)
+        return tuple(axis for axis in axes if self.mesh.get(axis, 1) > 1)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,64 @@
+"""Model families, one file each, written in the six verbs for one device.
+
+A family's file offers `Config` (a frozen dataclass whose one-letter fields are the
+sizes of dims), `SIZES`, and three pure functions:
+
+* ``init(config, key) -> params``: nested plain dicts, names ending in their dims;
+* ``hidden(config, params, batch, place, cache=None) -> Output``;
+* ``head(config, params) -> head_DV``.
+
+``batch`` holds ``tokens_BT``, ``positions_BT`` and ``segments_BT``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import Any
+
+
+def families() -> list[str]:
+    """The families there are: the files that offer `SIZES`."""
+    names = (module.name for module in pkgutil.iter_modules(__path__))
+    return [
+        name
+        for name in names
+        if hasattr(importlib.import_module(f"{__name__}.{name}"), "SIZES")
+    ]
+
+
+def family(name: str) -> ModuleType:
+    """The file of a family.
+
+    Raises:
+      ValueError: there is none of that name, with the nearest that are.
+    """
+    known = families()
+    if name not in known:
+        raise ValueError(_unknown("family", name, known))
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def size(family_name: str, name: str) -> Any:
+    """The config of one published size.
+
+    Raises:
+      ValueError: unknown family or size, with the nearest names.
+    """
+    sizes = family(family_name).SIZES
+    if name not in sizes:
+        raise ValueError(_unknown(f"size of {family_name}", name, list(sizes)))
+    return sizes[name]
+
+
+def family_of(config: Any) -> ModuleType:
+    """The file a config comes from."""
+    return importlib.import_module(type(config).__module__)
+
+
+def _unknown(what: str, name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, 3, 0.4)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"unknown {what} {name!r}; {hint}there are {', '.join(known)}"

@@ -1,0 +1,172 @@
+"""What two families truly share: norms, rotary positions, layers as data."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from scaling_lab import dims
+from scaling_lab.parallel.verbs import Batch, Mask, Segment, Verbs, causal_mask
+
+Array = jax.Array
+
+
+class Output(NamedTuple):
+    """What `hidden` returns: the last hidden state, per-layer extras, the KV cache."""
+
+    hidden_BTD: Array
+    aux: Any
+    cache: Any
+
+
+def rms_norm(
+    place: Verbs, x_BTD: Array, scale_D: Any, *, epsilon: float, name: str
+) -> Array:
+    """Root-mean-square norm (Zhang and Sennrich 2019), statistics in float32."""
+    wide_BTD = x_BTD.astype(jnp.float32)
+    power_BT1 = jnp.mean(jnp.square(wide_BTD), -1, keepdims=True)
+    normed_BTD = (wide_BTD * jax.lax.rsqrt(power_BT1 + epsilon)).astype(x_BTD.dtype)
+    return place.einsum("BTD,D->BTD", normed_BTD, scale_D, name=name)
+
+
+def layer_norm(
+    place: Verbs, x_BTD: Array, scale_D: Any, bias_D: Any, *, epsilon: float, name: str
+) -> Array:
+    """Layer norm (Ba et al. 2016), statistics in float32."""
+    wide_BTD = x_BTD.astype(jnp.float32)
+    centred_BTD = wide_BTD - jnp.mean(wide_BTD, -1, keepdims=True)
+    power_BT1 = jnp.mean(jnp.square(centred_BTD), -1, keepdims=True)
+    normed_BTD = (centred_BTD * jax.lax.rsqrt(power_BT1 + epsilon)).astype(x_BTD.dtype)
+    return place.einsum("BTD,D->BTD", normed_BTD, scale_D, name=name, bias=bias_D)
+
+
+def normal(key: Array, shape: tuple[int, ...], deviation: float = 0.02) -> nnx.Param:
+    """A float32 weight from a normal distribution cut at three deviations."""
+    draw = jax.random.truncated_normal(key, -3.0, 3.0, shape, jnp.float32)
+    return nnx.Param(deviation * draw)
+
+
+def constant(value: float, *shape: int) -> nnx.Param:
+    """A float32 parameter that starts at one value."""
+    return nnx.Param(jnp.full(shape, value, jnp.float32))
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's stretching of rotary wavelengths for long contexts."""
+
+    factor: float = 8.0
+    low: float = 1.0
+    high: float = 4.0
+    original_length: int = 8192
+
+
+def rope_tables(
+    positions_BT: Array, width: int, base: float, scaling: RopeScaling | None
+) -> dict[str, Array]:
+    """Sines and cosines of rotary positions (Su et al. 2021), float32, P = width / 2."""
+    frequency_P = base ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+    if scaling is not None:
+        wavelength_P = 2 * math.pi / frequency_P
+        turns_P = scaling.original_length / wavelength_P
+        blend_P = (turns_P - scaling.low) / (scaling.high - scaling.low)
+        blend_P = jnp.clip(blend_P, 0.0, 1.0)
+        frequency_P *= blend_P + (1 - blend_P) / scaling.factor
+    angle_BTP = positions_BT.astype(jnp.float32)[..., None] * frequency_P[None, None]
+    return {"sine_BTP": jnp.sin(angle_BTP), "cosine_BTP": jnp.cos(angle_BTP)}
+
+
+def rotate(x_BTNH: Array, per_batch: Batch) -> Array:
+    """Turns pairs (i, i + H/2) of a head by their position's angle."""
+    sine_BT1P = per_batch["sine_BTP"][:, :, None]
+    cosine_BT1P = per_batch["cosine_BTP"][:, :, None]
+    first_BTNP, second_BTNP = jnp.split(x_BTNH.astype(jnp.float32), 2, -1)
+    turned_BTNH = jnp.concatenate(
+        [
+            first_BTNP * cosine_BT1P - second_BTNP * sine_BT1P,
+            second_BTNP * cosine_BT1P + first_BTNP * sine_BT1P,
+        ],
+        -1,
+    )
+    return turned_BTNH.astype(x_BTNH.dtype)
+
+
+# Keys and values of earlier positions.
+
+
+def empty_cache(config: Any, batch: int, length: int, dtype: Any) -> list[dict]:
+    """A KV cache of one segment: room for `length` positions, none written yet."""
+    shape = (config.L, batch, length, config.K, config.H)
+    written = jnp.zeros((config.L,), jnp.int32)
+    return [
+        {
+            "key_LBSKH": jnp.zeros(shape, dtype),
+            "value_LBSKH": jnp.zeros(shape, dtype),
+            "written_L": written,
+        }
+    ]
+
+
+def remember(
+    cache: Any, k_BTKH: Array, v_BTKH: Array, per_batch: Batch
+) -> tuple[Array, Array, Mask, Any]:
+    """What attention should see, with and without a cache.
+
+    Returns:
+      keys, values, the causal mask over them, and the cache with them written.
+    """
+    if cache is None:
+        return k_BTKH, v_BTKH, causal_mask(per_batch), None
+    at = cache["written_L"]
+    write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
+    key_BSKH = write(cache["key_LBSKH"], k_BTKH, at)
+    value_BSKH = write(cache["value_LBSKH"], v_BTKH, at)
+    batch, slots = key_BSKH.shape[:2]
+    slots_BS = jnp.broadcast_to(jnp.arange(slots)[None], (batch, slots))
+    # A slot not yet written stands later than every query, so causality hides it.
+    mask = Mask(per_batch["positions_BT"], slots_BS)
+    after = {
+        "key_LBSKH": key_BSKH,
+        "value_LBSKH": value_BSKH,
+        "written_L": at + k_BTKH.shape[1],
+    }
+    return key_BSKH, value_BSKH, mask, after
+
+
+# Modules as data: outside a family's file there are only plain dicts.
+
+
+def parameters(module: nnx.Module) -> dict[str, Any]:
+    """The module's parameters as a plain dict, after checking names against shapes."""
+    flat = nnx.to_pure_dict(nnx.split(module, nnx.Param)[1])
+    for name, array in flat.items():
+        dims.check(name, array.shape)
+    return flat
+
+
+def stacked(block: type[nnx.Module], config: Any, key: Array) -> dict[str, Any]:
+    """Parameters of L like layers, each from its own key, stacked with a leading L."""
+
+    def one(key):
+        return parameters(block(config, nnx.Rngs(key)))
+
+    layers = jax.vmap(one)(jax.random.split(key, config.L))
+    return {dims.stacked(name): array for name, array in layers.items()}
+
+
+def segment(block: type[nnx.Module], config: Any, params: Mapping[str, Any]) -> Segment:
+    """L like layers for `place.stack`. The block closes over a config and no arrays."""
+    return Segment(functools.partial(_run, block, config), params)
+
+
+def _run(block, config, place, params, x_BTD, per_batch, cache):
+    layer = nnx.eval_shape(lambda: block(config, nnx.Rngs(0)))
+    nnx.update(layer, dict(params))
+    return layer(x_BTD, per_batch, place, cache)

@@ -1,0 +1,281 @@
+"""Optimizers: optax chains with schedules and parameter groups, read off the names.
+
+Every optimizer works layer by layer: a stacked parameter's leading L is never mixed
+with its other dims, so stacking changes no update. Factored state has its own dims,
+declared by `state_dims`, so it can be placed by a table like everything else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from optax.contrib import MuonDimensionNumbers, muon
+
+from scaling_lab import dims
+
+Params = Mapping[str, Any]
+
+#: Adafactor keeps full second moments for matrices smaller than this.
+FACTOR_FROM = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """An optimizer and its schedule.
+
+    Attributes:
+      name: adamw, adafactor, lion or muon (hidden matrices; adamw for the rest).
+      learning_rate: the schedule's peak.
+      schedule: constant, cosine, linear, or wsd (warmup-stable-decay).
+      warmup: steps of linear warm-up from zero.
+      decay: for wsd, the fraction of all steps in which it decays.
+      final: the last learning rate as a fraction of the peak.
+      weight_decay: on matrices alone (biases and norms are spared).
+      clip: the global gradient norm is cut to this; ``None`` never cuts.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 1e-3
+    schedule: str = "cosine"
+    warmup: int = 10
+    decay: float = 0.2
+    final: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float | None = 1.0
+
+
+def make(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """The optimizer of a run of so many steps; clipping is the train step's.
+
+    Raises:
+      ValueError: unknown optimizer or schedule, with the nearest names.
+    """
+    rate = schedule(config, steps)
+    return _named(_OPTIMIZERS, "optimizer", config.name)(config, rate)
+
+
+def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate by step: linear warm-up, then the named shape."""
+    shape = _named(_SCHEDULES, "schedule", config.schedule)
+    warmup = min(config.warmup, steps)
+    after = max(1, steps - warmup)
+    peak, low = config.learning_rate, config.final * config.learning_rate
+    rise = optax.linear_schedule(0.0, peak, max(1, warmup))
+    if warmup == 0:
+        return shape(config, peak, low, after)
+
+    def rate(step: Any) -> Any:
+        # Counted from one, so that the first step of a warm-up moves the weights.
+        return optax.join_schedules([rise, shape(config, peak, low, after)], [warmup])(
+            step + 1
+        )
+
+    return rate
+
+
+def is_matrix(name: str) -> bool:
+    """Whether a parameter is a matrix of one layer (not a bias, not a norm's scale)."""
+    letters = dims.letters(name).removeprefix("L")
+    return len(letters) >= 2 and not dims.stem(name).endswith("bias")
+
+
+def state_dims(state: Any, params: Params) -> Any:
+    """The dims of every array of an optimizer state, as a tree of letters.
+
+    An array that belongs to a parameter and has its shape has its dims; a factored
+    moment has them without the dim it was summed over; counters have none (``""``).
+
+    Args:
+      state: abstract state, as `jax.eval_shape` gives it. params: abstract parameters.
+    """
+    shapes = {path: tuple(leaf.shape) for path, leaf in dims.leaves(params).items()}
+
+    def of(path: Any, leaf: Any) -> str:
+        keys = [str(getattr(k, "key", getattr(k, "name", ""))) for k in path]
+        owner = next(
+            (p for p in shapes if keys[-len(p.split("/")) :] == p.split("/")), ""
+        )
+        if not owner:
+            return ""
+        letters = dims.letters(owner.rpartition("/")[2])
+        kept = _summed_over(keys, letters, shapes[owner])
+        sizes = dict(zip(letters, shapes[owner], strict=True))
+        same = tuple(leaf.shape) == tuple(sizes[letter] for letter in kept)
+        return kept if same else ""
+
+    return jax.tree.map_with_path(of, state)
+
+
+def _summed_over(keys: list[str], letters: str, shape: tuple[int, ...]) -> str:
+    """Adafactor's row moments lack the largest dim of a layer, column moments the next."""
+    if "v_row" not in keys and "v_col" not in keys:
+        return letters
+    stacked = letters.startswith("L")
+    order = np.argsort(shape[1:] if stacked else shape)
+    if len(order) < 2:
+        return letters
+    gone = order[-1] if "v_row" in keys else order[-2]
+    gone = int(gone) + stacked
+    return letters[:gone] + letters[gone + 1 :]
+
+
+def per_layer(
+    optimizer: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+    """The optimizer on every layer of stacked parameters by itself."""
+
+    def split(params: Params) -> tuple[dict, dict]:
+        ends = {key: leaf for key, leaf in params.items() if _is_end(key, leaf)}
+        return ends, {key: params[key] for key in params if key not in ends}
+
+    def init(params):
+        ends, layers = split(params)
+        return {
+            "ends": optimizer.init(ends),
+            "layers": jax.vmap(optimizer.init)(layers),
+        }
+
+    def update(updates, state, params=None):
+        assert params is not None
+        ends, layers = split(params)
+        end_updates, layer_updates = split(updates)
+        new_ends, end_state = optimizer.update(end_updates, state["ends"], ends)
+        new_layers, layer_state = jax.vmap(optimizer.update)(
+            layer_updates, state["layers"], layers
+        )
+        merged = {**new_ends, **new_layers}
+        state = {"ends": end_state, "layers": layer_state}
+        return {key: merged[key] for key in params}, state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _is_end(key: str, leaf: Any) -> bool:
+    if not isinstance(leaf, Mapping):
+        return not dims.letters(key).startswith("L")
+    return not all(
+        dims.letters(path.rpartition("/")[2]).startswith("L")
+        for path in dims.leaves(leaf)
+    )
+
+
+def _decayed(params: Params) -> Any:
+    def of(path: Any, _: Any) -> bool:
+        return is_matrix(str(path[-1].key))
+
+    return jax.tree.map_with_path(of, params)
+
+
+def _adamw(c: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.adamw(
+        rate, c.b1, c.b2, c.epsilon, weight_decay=c.weight_decay, mask=_decayed
+    )
+
+
+def _lion(c: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.lion(rate, c.b1, c.b2, weight_decay=c.weight_decay, mask=_decayed)
+
+
+def _adafactor(c: OptimizerConfig, rate: optax.Schedule):
+    # optax decays by the plain rate here, not by rate × decay: give it the product.
+    def decay(step: Any) -> Any:
+        return c.weight_decay * rate(step)
+
+    return per_layer(
+        optax.adafactor(
+            rate,
+            min_dim_size_to_factor=FACTOR_FROM,
+            weight_decay_rate=decay if c.weight_decay else None,
+            weight_decay_mask=_decayed,
+        )
+    )
+
+
+def _muon(c: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    return muon(
+        rate,
+        beta=0.95,
+        weight_decay=c.weight_decay,
+        adam_b1=c.b1,
+        adam_b2=c.b2,
+        adam_weight_decay=c.weight_decay,
+        adam_learning_rate=rate,
+        muon_weight_dimension_numbers=_hidden_matrices,
+        # Updates as large as Adam's, so that one learning rate serves both groups
+        # (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2).
+        consistent_rms=0.2,
+    )
+
+
+def _hidden_matrices(params: Params) -> Any:
+    """For each parameter the dims its matrix reads and writes; ``None`` goes to adamw."""
+
+    def of(path: Any, _: Any) -> MuonDimensionNumbers | None:
+        name = str(path[-1].key)
+        letters = dims.letters(name)
+        if not letters.startswith("L") or not is_matrix(name):
+            return None
+        inner = tuple(range(1, len(letters)))
+        if letters[1] == "D":
+            return MuonDimensionNumbers(inner[:1], inner[1:])
+        return MuonDimensionNumbers(inner[:-1], inner[-1:])
+
+    return jax.tree.map_with_path(of, params)
+
+
+def _constant(c, peak, low, steps):
+    return optax.constant_schedule(peak)
+
+
+def _cosine(c, peak, low, steps):
+    return optax.cosine_decay_schedule(peak, steps, alpha=c.final)
+
+
+def _linear(c, peak, low, steps):
+    return optax.linear_schedule(peak, low, steps)
+
+
+def _wsd(c, peak, low, steps):
+    """Warmup-stable-decay (Hu et al. 2024, MiniCPM): flat, then linear at the end."""
+    tail = max(1, round(c.decay * steps))
+    return optax.linear_schedule(peak, low, tail, transition_begin=steps - tail)
+
+
+_OPTIMIZERS: dict[str, Callable[..., Any]] = {
+    "adamw": _adamw,
+    "adafactor": _adafactor,
+    "lion": _lion,
+    "muon": _muon,
+}
+_SCHEDULES: dict[str, Callable[..., Any]] = {
+    "constant": _constant,
+    "cosine": _cosine,
+    "linear": _linear,
+    "wsd": _wsd,
+}
+
+
+def _named(table: Mapping[str, Any], what: str, name: str) -> Any:
+    if name not in table:
+        near = difflib.get_close_matches(name, table, 2, 0.4)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ValueError(f"unknown {what} {name!r}; {hint}there are {', '.join(table)}")
+    return table[name]
+
+
+def square_norms(gradients: Params) -> dict[str, jax.Array]:
+    """The squared float32 norm of every gradient, by parameter path."""
+    return {
+        path: jnp.sum(jnp.square(leaf.astype(jnp.float32)))
+        for path, leaf in dims.leaves(gradients).items()
+    }

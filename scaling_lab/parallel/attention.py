@@ -1,0 +1,88 @@
+"""Attention on one device, and the same on every device's batch rows and heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from scaling_lab.parallel.verbs import Mask
+
+Array = jax.Array
+Attend = Callable[[Array, Array, Array, Mask], Array]
+
+#: What a hidden key scores; finite, so that a row with no visible key stays finite.
+HIDDEN = -1e30
+
+
+def dense(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask) -> Array:
+    """Softmax attention with every score written out; softmax in float32."""
+    b, t, n, h = q_BTNH.shape
+    k = k_BSKH.shape[2]
+    q_BTKGH = q_BTNH.reshape(b, t, k, n // k, h)
+    exact = q_BTNH.dtype == jnp.float32
+    precision = jax.lax.Precision.HIGHEST if exact else None
+    scores_BKGTS = jnp.einsum(
+        "BTKGH,BSKH->BKGTS",
+        q_BTKGH * h**-0.5,
+        k_BSKH,
+        precision=precision,
+        preferred_element_type=jnp.float32,
+    )
+    visible_BKGTS = mask.visible_BTS()[:, None, None]
+    scores_BKGTS = jnp.where(visible_BKGTS, scores_BKGTS, HIDDEN)
+    weights_BKGTS = jax.nn.softmax(scores_BKGTS, -1).astype(q_BTNH.dtype)
+    out_BTKGH = jnp.einsum(
+        "BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH, precision=precision
+    )
+    return out_BTKGH.reshape(b, t, n, h)
+
+
+def by_heads(
+    attend: Attend,
+    arrays: tuple[Array, Array, Array],
+    mask: Mask,
+    mesh: Any,
+    batch: Any,
+    heads: tuple[Any, Any],
+) -> Array:
+    """`attend` on each device's own batch rows and query heads.
+
+    Args:
+      batch: mesh axes of dim B. heads: mesh axes of N and of K. Where K has none and
+        N has some, the axis is wider than K: every device holds all key-value heads
+        and takes the one its query heads share, since constraining K instead costs a
+        full rematerialisation.
+    """
+    q_axes, kv_axes = heads
+    q_spec = PartitionSpec(batch, None, q_axes, None)
+    kv_spec = PartitionSpec(batch, None, kv_axes, None)
+    mask_spec = jax.tree.map(lambda _: PartitionSpec(batch, None), mask)
+
+    def local(q_BTNH, k_BSKH, v_BSKH, mask):
+        if q_axes is not None and kv_axes is None:
+            k_BSKH, v_BSKH = (
+                _own_heads(a, q_BTNH.shape[2], arrays[0].shape[2], q_axes)
+                for a in (k_BSKH, v_BSKH)
+            )
+        return attend(q_BTNH, k_BSKH, v_BSKH, mask)
+
+    spread = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(q_spec, kv_spec, kv_spec, mask_spec),
+        out_specs=q_spec,
+    )
+    return spread(*arrays, mask)
+
+
+def _own_heads(kv_BSKH: Array, own_queries: int, queries: int, axes: Any) -> Array:
+    """The key-value heads that this device's query heads share."""
+    group = queries // kv_BSKH.shape[2]
+    first = jax.lax.axis_index(axes) * own_queries // group
+    return jax.lax.dynamic_slice_in_dim(
+        kv_BSKH, first, max(1, own_queries // group), axis=2
+    )

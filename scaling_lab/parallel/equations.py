@@ -1,0 +1,91 @@
+"""Einsum equations read as dims, and the contraction itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from scaling_lab import dims as alphabet
+
+Array = jax.Array
+
+
+def parse(equation: str) -> tuple[tuple[str, ...], str]:
+    """``"BTD,DF->BTF" -> (("BTD", "DF"), "BTF")``.
+
+    Raises:
+      ValueError: no arrow, a letter outside the alphabet, or an output letter that no
+        operand has.
+    """
+    left, arrow, output = equation.partition("->")
+    operands = tuple(left.split(","))
+    if not arrow:
+        raise ValueError(f"equation {equation!r} has no '->'; write the output's dims")
+    for term in (*operands, output):
+        alphabet.letters(f"x_{term}")
+    lost = set(output) - set(left)
+    if lost:
+        raise ValueError(f"equation {equation!r}: no operand has dim(s) {sorted(lost)}")
+    return operands, output
+
+
+def contracted(operands: tuple[str, ...], output: str) -> set[str]:
+    """The letters summed over."""
+    return set("".join(operands)) - set(output)
+
+
+def check(equation: str, operands: tuple[Any, ...], name: str) -> dict[str, int]:
+    """The size of every letter, after checking that operands agree.
+
+    Raises:
+      ValueError: wrong number of operands or dims, or one letter with two sizes.
+    """
+    terms, _ = parse(equation)
+    if len(terms) != len(operands):
+        raise ValueError(
+            f"{name}: {equation!r} takes {len(terms)} operands, got {len(operands)}"
+        )
+    sizes: dict[str, int] = {}
+    for term, operand in zip(terms, operands, strict=True):
+        if len(term) != len(operand.shape):
+            raise ValueError(
+                f"{name}: {term!r} in {equation!r} has {len(term)} dims, "
+                f"its operand has shape {tuple(operand.shape)}"
+            )
+        for letter, size in zip(term, operand.shape, strict=True):
+            if sizes.setdefault(letter, size) != size:
+                raise ValueError(
+                    f"{name}: dim {letter} is {sizes[letter]} and {size} in {equation!r}"
+                )
+    return sizes
+
+
+def contract(equation: str, operands: tuple[Array, ...], out_sharding=None) -> Array:
+    """The einsum in the operands' dtype; float32 means float32 on every backend."""
+    terms, output = parse(equation)
+    if not contracted(terms, output):
+        return _multiply(terms, output, operands)
+    exact = operands[0].dtype == jnp.float32
+    return jnp.einsum(
+        equation,
+        *operands,
+        precision=jax.lax.Precision.HIGHEST if exact else None,
+        out_sharding=out_sharding,
+    )
+
+
+def _multiply(
+    terms: tuple[str, ...], output: str, operands: tuple[Array, ...]
+) -> Array:
+    """Nothing is summed: a product of broadcast arrays, which fuses, not a dot."""
+    product = None
+    for term, operand in zip(terms, operands, strict=True):
+        order = [term.index(letter) for letter in output if letter in term]
+        aligned = jnp.transpose(operand, order) if order != sorted(order) else operand
+        missing = [i for i, letter in enumerate(output) if letter not in term]
+        aligned = jnp.expand_dims(aligned, missing)
+        product = aligned if product is None else product * aligned
+    assert product is not None
+    return product

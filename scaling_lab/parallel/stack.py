@@ -1,0 +1,112 @@
+"""Running the layers: scanned or unrolled, with what the backward pass may keep."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from scaling_lab import dims
+from scaling_lab.parallel.verbs import Batch, Segment
+
+Array = jax.Array
+Block = Callable[..., tuple[Array, Any, Any]]
+
+#: `checkpoint_name` of a weight after it was gathered for use.
+GATHERED = "gathered_weight"
+
+
+def remat(block: Block, policy: str, *, regather: bool) -> Block:
+    """The block with what its backward pass keeps decided by name.
+
+    Args:
+      policy: ``none`` keeps everything, ``full`` keeps the block's input alone,
+        ``save:a,b`` keeps the outputs of those verbs, ``recompute:a,b`` keeps
+        everything but those.
+      regather: gathered weights are not kept: the backward pass gathers them again
+        (ZeRO-3, Rajbhandari et al. 2020, section 5.3).
+
+    Raises:
+      ValueError: unknown policy.
+    """
+    keep = jax.checkpoint_policies
+    kind, _, names = policy.partition(":")
+    listed = tuple(name for name in names.split(",") if name)
+    if kind == "full":
+        chosen = keep.nothing_saveable
+    elif kind == "save" and listed:
+        chosen = keep.save_only_these_names(*listed)
+    elif kind == "recompute" and listed:
+        dropped = (*listed, GATHERED) if regather else listed
+        chosen = keep.save_anything_except_these_names(*dropped)
+    elif kind == "none" and regather:
+        chosen = keep.save_anything_except_these_names(GATHERED)
+    elif kind == "none":
+        return block
+    else:
+        raise ValueError(
+            f"remat {policy!r} is not a policy; say none, full, save:VERB,VERB or "
+            "recompute:VERB,VERB (verbs as `scaling-lab explain` lists them)"
+        )
+    return jax.checkpoint(block, policy=chosen)
+
+
+def scan(block: Block, segment: Segment, x_BTD: Array, per_batch: Batch, cache):
+    """The layers as one loop: compiled once, whatever the depth."""
+
+    def body(x_BTD, layer):
+        params, cache = layer
+        x_BTD, aux, cache = block(params, x_BTD, per_batch, cache)
+        return x_BTD, (aux, cache)
+
+    x_BTD, (aux, cache) = jax.lax.scan(body, x_BTD, (_per_layer(segment.params), cache))
+    return x_BTD, _total(aux), cache
+
+
+def unroll(block: Block, segment: Segment, x_BTD: Array, per_batch: Batch, cache):
+    """The layers written out: no loop carries, at the price of compile time."""
+    depth = len(jax.tree.leaves(segment.params)[0])
+    layers = unstack(_per_layer(segment.params), depth)
+    caches = [jax.tree.map(lambda c, i=i: c[i], cache) for i in range(depth)]
+    auxes = []
+    for i, params in enumerate(layers):
+        x_BTD, aux, caches[i] = block(params, x_BTD, per_batch, caches[i])
+        auxes.append(aux)
+    return x_BTD, _total(_stack(auxes)), _stack(caches)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def unstack(stacked: Any, depth: int) -> list[Any]:
+    """A tree of ``L…`` arrays as a list of trees.
+
+    Its gradient stacks. The gradient of indexing would pad every layer's gradient to
+    the full stack and add them up, depth times the traffic.
+    """
+    return [jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(depth)]
+
+
+def _unstack_forward(stacked, depth):
+    return unstack(stacked, depth), None
+
+
+def _unstack_backward(depth, _, cotangents):
+    del depth
+    return (_stack(cotangents),)
+
+
+unstack.defvjp(_unstack_forward, _unstack_backward)
+
+
+def _stack(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _per_layer(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {dims.unstacked(name): array for name, array in params.items()}
+
+
+def _total(aux: Any) -> Any:
+    return jax.tree.map(lambda a: jnp.sum(a, 0), aux)

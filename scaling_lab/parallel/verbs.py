@@ -1,0 +1,158 @@
+"""The six verbs a model family is written in, and the data they take.
+
+A family is written once, for one device. It names no mesh axis and no sharding: it
+says *what* is contracted, looked up, attended to, and a placement decides *where*.
+Every verb has a name, because gate and up share an equation and remat, offload, low
+precision, profiles and attribution must tell them apart. The name becomes the
+`checkpoint_name`, the `named_scope` and the key of an override. The last word of a
+verb's name is the stem of its weight: ``ffn/gate`` contracts ``gate_DF``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Batch = Mapping[str, Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """Which key every query may see, as data.
+
+    A query sees a key of its own segment that is no later than itself (`causal`) and
+    no further back than `window` positions.
+
+    Attributes:
+      q_positions_BT: position of each query inside its document.
+      k_positions_BS: the same for keys.
+      q_segments_BT: document of each query, or ``None`` if all are one.
+      k_segments_BS: the same for keys.
+      causal: whether the future is hidden.
+      window: how many positions back are seen, the own one included; ``None`` is all.
+      ordered: keys stand in the order of queries (S = T and the array order is the
+        causal order), so a kernel may skip blocks without looking at positions.
+    """
+
+    q_positions_BT: Array
+    k_positions_BS: Array
+    q_segments_BT: Array | None = None
+    k_segments_BS: Array | None = None
+    causal: bool = dataclasses.field(default=True, metadata={"static": True})
+    window: int | None = dataclasses.field(default=None, metadata={"static": True})
+    ordered: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    def visible_BTS(self) -> Array:
+        """The mask written out: true where a query sees a key."""
+        q_BT1 = self.q_positions_BT[:, :, None]
+        k_B1S = self.k_positions_BS[:, None, :]
+        seen_BTS = jnp.ones((q_BT1 - k_B1S).shape, bool)
+        if self.causal:
+            seen_BTS &= q_BT1 >= k_B1S
+        if self.window is not None:
+            seen_BTS &= q_BT1 - k_B1S < self.window
+        if self.q_segments_BT is not None and self.k_segments_BS is not None:
+            q_segments_BT1 = self.q_segments_BT[:, :, None]
+            seen_BTS &= q_segments_BT1 == self.k_segments_BS[:, None, :]
+        return seen_BTS
+
+    def density(self) -> float:
+        """Fraction of (query, key) pairs seen, documents apart, from the static part."""
+        t, s = self.q_positions_BT.shape[1], self.k_positions_BS.shape[1]
+        if not self.causal and self.window is None:
+            return 1.0
+        if not self.ordered:  # decoding: every written key is seen
+            return 1.0
+        window = s if self.window is None else self.window
+        seen = sum(min(q + 1 if self.causal else s, window) for q in range(t))
+        return seen / (t * s)
+
+
+def causal_mask(batch: Batch, window: int | None = None) -> Mask:
+    """Causal self-attention inside each document of a packed batch."""
+    positions_BT, segments_BT = batch["positions_BT"], batch["segments_BT"]
+    return Mask(
+        positions_BT,
+        positions_BT,
+        segments_BT,
+        segments_BT,
+        window=window,
+        ordered=True,
+    )
+
+
+class TokenLoss(NamedTuple):
+    """Per-token loss in nats, float32; uncounted tokens (target < 0) hold zero."""
+
+    nll_BT: Array
+    log_normalizer_BT: Array
+
+
+class Segment(NamedTuple):
+    """A run of like layers.
+
+    Attributes:
+      block: ``(params, x_BTD, per_batch, cache) -> (x_BTD, aux, cache)`` for one layer;
+        it closes over no arrays.
+      params: its parameters stacked over layers, names with a leading ``L``.
+    """
+
+    block: Callable[..., Any]
+    params: Mapping[str, Any]
+
+
+class Verbs(Protocol):
+    """What a family may say. `layouts.Placement` does it, `cost.Ledger` records it."""
+
+    def einsum(
+        self,
+        equation: str,
+        *operands: Any,
+        name: str,
+        bias: Any = None,
+    ) -> Array:
+        """A contraction. An operand without a ``B`` is a weight."""
+        ...
+
+    def take(
+        self, table: Any, indices_BT: Array, *, name: str, dims: str = "VD"
+    ) -> Array:
+        """Rows of a table: ``table[indices]``, dims ``BT`` + the row's."""
+        ...
+
+    def attend(
+        self, q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask, *, name: str
+    ) -> Array:
+        """Softmax attention, scale ``H**-0.5``; returns ``BTNH``."""
+        ...
+
+    def experts(
+        self,
+        h_BTD: Array,
+        router_DE: Any,
+        weights: Mapping[str, Any],
+        expert: Callable[..., Array],
+        *,
+        top_k: int,
+        name: str,
+    ) -> Array:
+        """Top-k routing: each token through its k best experts, gates summing to 1."""
+        ...
+
+    def stack(
+        self, segments: Sequence[Segment], x_BTD: Array, per_batch: Batch, cache=None
+    ) -> tuple[Array, Any, Any]:
+        """The layers, one after another: ``(x_BTD, aux, cache)``."""
+        ...
+
+    def cross_entropy(
+        self, hidden_BTD: Array, head_DV: Array, targets_BT: Array, *, name: str
+    ) -> TokenLoss:
+        """Loss of the next token without logits gathered on one device."""
+        ...

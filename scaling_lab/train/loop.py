@@ -1,0 +1,70 @@
+"""The loop around the step, and the loss on held-out text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+
+from scaling_lab.train.program import Program
+from scaling_lab.train.step import Metrics, TrainState
+from scaling_lab.train.watch import describe_fault
+
+
+class NotFinite(ArithmeticError):
+    """A loss or gradient that is no number; names the step and the first bad tensor."""
+
+
+def fit(
+    program: Program,
+    state: TrainState,
+    batches: Iterable[Metrics],
+    on_step: Callable[[int, Metrics, TrainState], None] = lambda *_: None,
+) -> TrainState:
+    """Trains on `batches`, one step each.
+
+    The next step is dispatched before the last one's metrics are read, so watching the
+    loss does not hold up the devices.
+
+    Args:
+      on_step: called with the step's number (from 1), its metrics as host numbers, and
+        the newest state.
+
+    Raises:
+      NotFinite: a loss or gradient is no number; the step changed nothing.
+    """
+    pending: tuple[int, Metrics, Metrics] | None = None
+    number = int(state.step)
+    for batch in batches:
+        number += 1
+        placed_batch = program.put(batch)
+        state, metrics = program.step(state, placed_batch)
+        if pending is not None:
+            _finish(program, state, pending, on_step)
+        pending = (number, metrics, placed_batch)
+    if pending is not None:
+        _finish(program, state, pending, on_step)
+    return state
+
+
+def _finish(program: Program, state: TrainState, pending: Any, on_step: Any) -> None:
+    number, metrics, batch = pending
+    metrics = jax.device_get(metrics)
+    if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["gradient_norm"])):
+        raise NotFinite(describe_fault(program, number, state.params, batch, metrics))
+    on_step(number, metrics, state)
+
+
+def bits_per_byte(
+    program: Program, params: Any, batches: Iterable[Metrics], bytes_per_token_V: Any
+) -> float | None:
+    """Held-out loss in bits per byte of text; ``None`` without held-out text."""
+    nats = bytes_ = 0.0
+    for batch in batches:
+        result = program.evaluate(params, program.put(batch))
+        targets = batch["targets_BT"]
+        nats += float(result["nats"])
+        bytes_ += float(bytes_per_token_V[targets[targets >= 0]].sum())
+    return nats / math.log(2) / bytes_ if bytes_ else None

@@ -1,0 +1,128 @@
+"""A run made ready: where things live, how state begins, the jitted functions."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AxisType
+
+from scaling_lab import dims, layouts, models, optimizers
+from scaling_lab.config import RunConfig
+from scaling_lab.layouts import ExplicitPlacement, Placement
+from scaling_lab.train.step import (
+    Metrics,
+    TrainState,
+    leaf_name,
+    make_train_step,
+    token_loss,
+)
+
+Array = jax.Array
+
+#: Deeper stacks are scanned even where unrolling is faster: compile time grows.
+UNROLL_UP_TO = 16
+
+
+class Program(NamedTuple):
+    """A run made ready: where things live, how state begins, and the jitted step."""
+
+    config: RunConfig
+    place: Placement
+    init: Callable[[], TrainState]
+    step: Callable[[TrainState, Metrics], tuple[TrainState, Metrics]]
+    evaluate: Callable[[Any, Metrics], Metrics]
+
+    def put(self, batch: Mapping[str, Any]) -> dict[str, Array]:
+        """A host batch on the devices, each with its own sequences."""
+        sharding = self.place.sharding("acts", "BT")
+        return {key: jax.device_put(value, sharding) for key, value in batch.items()}
+
+
+def make_placement(config: RunConfig, devices: Any = None) -> Placement:
+    """The config's layout bound to its mesh.
+
+    Raises:
+      IllegalLayout: more devices asked than there are.
+    """
+    explicit = config.axis_type == "explicit"
+    kind = AxisType.Explicit if explicit else AxisType.Auto
+    layout = config.placed_layout
+    one = layout.devices == 1
+    cls = ExplicitPlacement if explicit and not one else Placement
+    on_cpu = jax.default_backend() == "cpu"
+    unroll = config.stack == "unroll" or (
+        config.stack == "auto" and on_cpu and config.model.L <= UNROLL_UP_TO
+    )
+    return cls(
+        layout=layout,
+        mesh=None if one else layouts.make_mesh(layout, devices, kind),
+        compute=jnp.dtype(config.precision),
+        remat=config.remat,
+        unroll=unroll,
+        loss_chunks=config.loss_chunks,
+    )
+
+
+def make_program(config: RunConfig, devices: Any = None) -> Program:
+    """Placement, initial state and jitted functions of a validated config."""
+    place = make_placement(config, devices)
+    optimizer = optimizers.make(config.optimizer, config.steps)
+    shardings = state_shardings(config, place, optimizer)
+    init = functools.partial(_init, config, optimizer)
+    return Program(
+        config=config,
+        place=place,
+        init=jax.jit(init, out_shardings=shardings),
+        step=jax.jit(
+            make_train_step(config, place, optimizer),
+            donate_argnums=0,
+            out_shardings=(shardings, None),
+        ),
+        evaluate=jax.jit(functools.partial(_evaluate, config, place)),
+    )
+
+
+def _init(config: RunConfig, optimizer: optax.GradientTransformation) -> TrainState:
+    params = models.family_of(config.model).init(
+        config.model, jax.random.key(config.seed)
+    )
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def state_shardings(
+    config: RunConfig, place: Placement, optimizer: optax.GradientTransformation
+) -> Any:
+    """Where every array of the state rests, by the `params` and `optimizer` tables."""
+    abstract = jax.eval_shape(functools.partial(_init, config, optimizer))
+    letters = optimizers.state_dims(abstract.optimizer, abstract.params)
+    return TrainState(
+        step=place.sharding("params", ""),
+        params=placed(place, "params", abstract.params),
+        optimizer=jax.tree.map_with_path(
+            lambda path, dims_: place.sharding("optimizer", dims_, leaf_name(path)),
+            letters,
+        ),
+    )
+
+
+def placed(place: Placement, kind: str, params: Any) -> Any:
+    """The sharding of every parameter by one table, as a tree like `params`."""
+
+    def of(path: Any, leaf: Any) -> Any:
+        name = leaf_name(path)
+        return place.sharding(kind, dims.check(name, leaf.shape), name)
+
+    return jax.tree.map_with_path(of, params)
+
+
+def _evaluate(config: RunConfig, place: Placement, params: Any, batch: Metrics):
+    token = token_loss(config, place, params, batch)
+    return {
+        "nats": jnp.sum(token.nll_BT),
+        "tokens": jnp.sum(batch["targets_BT"] >= 0),
+    }

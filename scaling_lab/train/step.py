@@ -1,0 +1,160 @@
+"""The train step: gradients, their reduction, the update, each placed by its table."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from scaling_lab import dims, models, optimizers
+from scaling_lab.config import RunConfig
+from scaling_lab.layouts import ExplicitPlacement, Placement
+from scaling_lab.parallel.verbs import TokenLoss
+
+Array = jax.Array
+Metrics = Mapping[str, Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a step turns into the next: the step's number, parameters, optimizer."""
+
+    step: Array
+    params: Any
+    optimizer: Any
+
+
+def make_train_step(
+    config: RunConfig, place: Placement, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Metrics], tuple[TrainState, Metrics]]:
+    """``(state, batch) -> (state, metrics)``, to be jitted.
+
+    Gradients are reduced to the `grads` table, the update happens where the `optimizer`
+    table says, and new parameters return to the `params` table: ZeRO-1, 2 and 3 are
+    three choices of tables. A step whose gradient is not finite changes nothing but
+    says so, so that the state before it is still there to be looked at.
+    """
+
+    def train_step(state: TrainState, batch: Metrics):
+        gradients, metrics = _gradients(config, place, state.params, batch)
+        norms = optimizers.square_norms(gradients)
+        norm = jnp.sqrt(sum(norms.values()))
+        with jax.named_scope("optimizer"):
+            if config.optimizer.clip is not None:
+                scale = jnp.minimum(1.0, config.optimizer.clip / (norm + 1e-6))
+                gradients = jax.tree.map(lambda g: g * scale, gradients)
+            updated = _update(place, optimizer, state, gradients)
+        sound = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
+        kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), updated, state)
+        metrics |= {"gradient_norm": norm, "square_norms": norms}
+        return dataclasses.replace(kept, step=state.step + 1), metrics
+
+    return train_step
+
+
+def token_loss(
+    config: RunConfig, place: Placement, params: Any, batch: Metrics
+) -> TokenLoss:
+    """The loss of every token of a batch."""
+    family = models.family_of(config.model)
+    output = family.hidden(config.model, params, batch, place)
+    head_DV = family.head(config.model, params)
+    return place.cross_entropy(
+        output.hidden_BTD, head_DV, batch["targets_BT"], name="head"
+    )
+
+
+def _loss(
+    config: RunConfig, place: Placement, params: Any, batch: Metrics, total: Array
+):
+    token = token_loss(config, place, params, batch)
+    nll = jnp.sum(token.nll_BT) / total
+    z = jnp.sum(jnp.square(token.log_normalizer_BT)) / total
+    loss = nll + config.z_loss * z
+    return loss, {"loss": loss, "nll": nll, "z": z}
+
+
+def _gradients(config: RunConfig, place: Placement, params: Any, batch: Metrics):
+    """Gradients of the whole batch's mean loss, and metrics; one microbatch at a time."""
+    total = jnp.maximum(1, jnp.sum(batch["targets_BT"] >= 0))
+    compute = jax.value_and_grad(functools.partial(_loss, config, place), has_aux=True)
+
+    if config.accumulate == 1:
+        (_, metrics), gradients = compute(params, batch, total)
+        return on_table(place, "grads", gradients), metrics
+
+    def add(carry: Any, part: Metrics):
+        (_, metrics), gradients = compute(params, part, total)
+        gradients = on_table(place, "grads", gradients)
+        return jax.tree.map(jnp.add, carry, (gradients, metrics)), None
+
+    shapes = jax.eval_shape(compute, params, _microbatches(config, batch, 0), total)
+    (_, metrics), _ = shapes
+    zeros = (
+        on_table(place, "grads", jax.tree.map(jnp.zeros_like, params)),
+        jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics),
+    )
+    stacked = _microbatches(config, batch, None, place)
+    (gradients, metrics), _ = jax.lax.scan(add, zeros, stacked)
+    return gradients, metrics
+
+
+def _microbatches(
+    config: RunConfig, batch: Metrics, index: int | None, place: Placement | None = None
+) -> dict[str, Any]:
+    """The batch as M microbatches of every M-th sequence.
+
+    Taking every M-th keeps each device's sequences on it; taking runs of B/M would
+    move the batch dim's sharding onto M.
+    """
+    m = config.accumulate
+
+    def one(array_BT: Array) -> Array:
+        strided = array_BT.reshape(config.batch // m, m, -1).swapaxes(0, 1)
+        if index is not None:
+            return strided[index]
+        assert place is not None
+        return place.constrain(strided, "acts", "MBT")
+
+    return {key: one(value) for key, value in batch.items()}
+
+
+def _update(
+    place: Placement,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    gradients: Any,
+) -> TrainState:
+    gradients = on_table(place, "optimizer", gradients)
+    params = on_table(place, "optimizer", state.params)
+    update = optimizer.update
+    if isinstance(place, ExplicitPlacement):
+        # Orthogonalisation and factored moments have no sharding-in-types rules.
+        like = jax.tree.map(
+            lambda x: jax.typeof(x).sharding, (gradients, state.optimizer)
+        )
+        update = jax.sharding.auto_axes(update, out_sharding=like)
+    updates, optimizer_state = update(gradients, state.optimizer, params)
+    params = optax.apply_updates(params, updates)
+    return TrainState(state.step, on_table(place, "params", params), optimizer_state)
+
+
+def on_table(place: Placement, kind: str, tree: Any) -> Any:
+    """Every parameter-shaped array of a tree, resting where a table says."""
+
+    def one(path: Any, leaf: Any) -> Any:
+        name = leaf_name(path)
+        return place.constrain(leaf, kind, dims.letters(name), name)
+
+    return jax.tree.map_with_path(one, tree)
+
+
+def leaf_name(path: Any) -> str:
+    """The last key of a tree path: a parameter's name."""
+    return str(getattr(path[-1], "key", "")) if path else ""
