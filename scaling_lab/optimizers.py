@@ -8,7 +8,6 @@ declared by `state_dims`, so it can be placed by a table like everything else.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
 from scaling_lab import dims
+from scaling_lab.names import one_of
 
 Params = Mapping[str, Any]
 
@@ -266,10 +266,7 @@ _SCHEDULES: dict[str, Callable[..., Any]] = {
 
 
 def _named(table: Mapping[str, Any], what: str, name: str) -> Any:
-    if name not in table:
-        near = difflib.get_close_matches(name, table, 2, 0.4)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise ValueError(f"unknown {what} {name!r}; {hint}there are {', '.join(table)}")
+    one_of(what, name, table)
     return table[name]
 
 

@@ -1,6 +1,70 @@
 """Eight simulated devices, strict ranks, warnings are errors (see pyproject.toml)."""
 
+import dataclasses
+
 import jax
+import numpy as np
+import pytest
+
+from scaling_lab import models
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+#: Divisible by eight devices wherever a layout divides, and nothing more.
+TINY = {"L": 2, "D": 64, "N": 8, "K": 4, "H": 8, "F": 128, "V": 256}
+
+
+def tiny_model(family, **changes):
+    """The smallest model of a family that every layout can divide over 8 devices."""
+    toy = models.size(family, "toy")
+    sizes = TINY if toy.K < toy.N else TINY | {"K": TINY["N"]}
+    sizes = {letter: size for letter, size in sizes.items() if hasattr(toy, letter)}
+    return dataclasses.replace(toy, **(sizes | changes))
+
+
+def packed_batch(batch=8, length=32, vocabulary=256, seed=0):
+    """Random tokens, two to four documents a row, no target across their borders."""
+    random = np.random.default_rng(seed)
+    tokens = random.integers(0, vocabulary, (batch, length + 1)).astype(np.int32)
+    segments = np.zeros((batch, length), np.int32)
+    positions = np.zeros((batch, length), np.int32)
+    targets = tokens[:, 1:].copy()
+    for row in range(batch):
+        borders = random.choice(np.arange(1, length), 1 + row % 3, replace=False)
+        for number, piece in enumerate(np.split(np.arange(length), np.sort(borders))):
+            segments[row, piece] = number
+            positions[row, piece] = np.arange(len(piece))
+            targets[row, piece[-1]] = -1
+    return {
+        "tokens_BT": tokens[:, :-1],
+        "targets_BT": targets,
+        "positions_BT": positions,
+        "segments_BT": segments,
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """`tiny_model`, for tests that cannot import this file."""
+    return tiny_model
+
+
+@pytest.fixture(scope="session")
+def packed():
+    """`packed_batch`, for tests that cannot import this file."""
+    return packed_batch
+
+
+@pytest.fixture(scope="module")
+def quick_compiles():
+    """LLVM optimises nothing: half the wait, and the same partitioned program."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def batches():
+    """Three packed batches of 8 sequences of 32 tokens."""
+    return [packed_batch(seed=seed) for seed in range(3)]

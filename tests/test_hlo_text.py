@@ -130,6 +130,7 @@ def reduce(groups, flags=", channel_id=1, use_global_device_ids=true"):
         ("mesh['a'=8] {'a':(2)2}", ("fsdp",)),
         ("mesh['a'=8] {'a':(1)2,'a':(4)2}", ("data", "tensor")),
         ("mesh[a=2,b=4], device_ids=([0,2,4,6,1,3,5,7]) {a}", ("tensor",)),
+        ("mesh[a=4,b=2], device_ids=([2,4]T(1,0)) {a}", ("fsdp", "tensor")),
     ],
 )
 def test_every_way_to_write_groups(groups, axes):

@@ -38,7 +38,10 @@ def memory(compiled: Any) -> dict[str, Any]:
         column: getattr(analysis, field) for column, field in _COLUMNS.items()
     }
     peak = getattr(analysis, "peak_memory_in_bytes", 0)
-    total = sum(sizes.values()) - 2 * sizes["alias_bytes"]
+    lasting = sizes["argument_bytes"] + sizes["output_bytes"] - sizes["alias_bytes"]
+    total = lasting + sizes["temporary_bytes"]
+    if peak <= lasting:  # XLA:CPU leaves temporaries out
+        peak = 0
     return sizes | {
         "peak_bytes": peak or total,
         "peak_from": "compiler" if peak else "sum",

@@ -41,7 +41,7 @@ _ARRAY = re.compile(r"\b([a-z]+)(\d*)\w*\[([\d,<=]*)\]")
 _EXPLICIT = re.compile(r"\breplica_groups=\{((?:\{[\d,]*\},?)*)\}")
 _IOTA = re.compile(r"\breplica_groups=(\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?)")
 _MESH = re.compile(
-    r"\breplica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^)]*)\))? \{([^}]*)\}"
+    r"\breplica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{([^}]*)\}"
 )
 _PAIRS = re.compile(r"\bsource_target_pairs=\{((?:\{\d+,\d+\},?)*)\}")
 
@@ -201,10 +201,19 @@ def _mesh_groups(axes_text: str, ids_text: str | None, grouped_text: str) -> Gro
             left //= skipped * width
         dims.append(left)
         grouped.append(False)
-    ids = np.array(_integers(ids_text) if ids_text else range(math.prod(dims)))
+    ids = np.array(_device_ids(ids_text, math.prod(dims)))
     order = np.argsort(grouped, kind="stable").tolist()
     width = math.prod(dim for dim, inside in zip(dims, grouped, strict=True) if inside)
     return ids.reshape(dims).transpose(order).reshape(-1, width).tolist()
+
+
+def _device_ids(text: str | None, count: int) -> list[int]:
+    """A mesh's devices: in order, listed, or an iota transposed (``[2,4]T(1,0)``)."""
+    if not text:
+        return list(range(count))
+    if "T(" in text:
+        return iota_groups(f"[1,{count}]<={text}")[0]
+    return _integers(text)
 
 
 def _groups(instruction: Instruction, devices: int) -> Groups:

@@ -6,7 +6,6 @@ small table each, and a layout is their sum.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import json
 import pkgutil
@@ -17,6 +16,7 @@ from typing import Any
 
 from scaling_lab.dims import AXES
 from scaling_lab.layouts.tables import IllegalLayout, Layout
+from scaling_lab.names import unknown
 
 _HEADS_AND_WIDTHS = ("F", "N", "K", "V")
 
@@ -73,7 +73,7 @@ def parse(text: str, devices: int | None = None) -> Layout:
         return _composed(text, _sizes(head, text), modifiers)
     known = names()
     if name not in known:
-        raise IllegalLayout(_unknown("layout", name, [*known, *AXES]) + _EXAMPLE)
+        raise IllegalLayout(unknown("layout", name, [*known, *AXES]) + _EXAMPLE)
     module = named(name)
     if axes_text:
         sizes = _sizes(axes_text, text)
@@ -114,7 +114,7 @@ def _sizes(axes_text: str, text: str) -> dict[str, int]:
         axis, equals, size = part.strip().partition("=")
         if axis not in AXES:
             raise IllegalLayout(
-                f"layout {text!r}: " + _unknown("axis", axis, AXES) + _EXAMPLE
+                f"layout {text!r}: " + unknown("axis", axis, AXES) + _EXAMPLE
             )
         if not equals or not size.isdigit() or int(size) < 1:
             raise IllegalLayout(
@@ -138,7 +138,7 @@ def _composed(text: str, sizes: Mapping[str, int], modifiers: list[str]) -> Layo
     for word in modifiers:
         if word not in MODIFIERS:
             raise IllegalLayout(
-                f"layout {text!r}: " + _unknown("modifier", word, list(MODIFIERS))
+                f"layout {text!r}: " + unknown("modifier", word, list(MODIFIERS))
             )
         if word == "sequence":
             _needs(text, word, "tensor", sizes)
@@ -166,9 +166,3 @@ def _needs(text: str, word: str, axis: str, sizes: Mapping[str, int]) -> None:
             f"layout {text!r}: +{word} divides over axis {axis}, which it lacks; "
             f"write {axis}=2,{text}"
         )
-
-
-def _unknown(what: str, word: str, known: Any) -> str:
-    near = difflib.get_close_matches(word, list(known), 3, 0.4)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"unknown {what} {word!r}; {hint}there are {', '.join(known)}"

@@ -12,11 +12,12 @@ sizes of dims), `SIZES`, and three pure functions:
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from types import ModuleType
 from typing import Any
+
+from scaling_lab.names import unknown
 
 
 def families() -> list[str]:
@@ -37,7 +38,7 @@ def family(name: str) -> ModuleType:
     """
     known = families()
     if name not in known:
-        raise ValueError(_unknown("family", name, known))
+        raise ValueError(unknown("family", name, known))
     return importlib.import_module(f"{__name__}.{name}")
 
 
@@ -49,16 +50,10 @@ def size(family_name: str, name: str) -> Any:
     """
     sizes = family(family_name).SIZES
     if name not in sizes:
-        raise ValueError(_unknown(f"size of {family_name}", name, list(sizes)))
+        raise ValueError(unknown(f"size of {family_name}", name, list(sizes)))
     return sizes[name]
 
 
 def family_of(config: Any) -> ModuleType:
     """The file a config comes from."""
     return importlib.import_module(type(config).__module__)
-
-
-def _unknown(what: str, name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, 3, 0.4)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"unknown {what} {name!r}; {hint}there are {', '.join(known)}"

@@ -13,6 +13,9 @@ from scaling_lab import dims
 from scaling_lab.parallel.verbs import Batch, Segment
 
 Array = jax.Array
+#: What moves an array without changing it (`_gather` of a weight is a custom_vjp).
+MOVES = ("sharding_constraint", "reshard", "custom_vjp_call")
+
 Block = Callable[..., tuple[Array, Any, Any]]
 
 #: `checkpoint_name` of a weight after it was gathered for use.
@@ -40,10 +43,9 @@ def remat(block: Block, policy: str, *, regather: bool) -> Block:
     elif kind == "save" and listed:
         chosen = keep.save_only_these_names(*listed)
     elif kind == "recompute" and listed:
-        dropped = (*listed, GATHERED) if regather else listed
-        chosen = keep.save_anything_except_these_names(*dropped)
+        chosen = _all_but((*listed, GATHERED) if regather else listed, regather)
     elif kind == "none" and regather:
-        chosen = keep.save_anything_except_these_names(GATHERED)
+        chosen = _all_but((GATHERED,), regather)
     elif kind == "none":
         return block
     else:
@@ -52,6 +54,21 @@ def remat(block: Block, policy: str, *, regather: bool) -> Block:
             "recompute:VERB,VERB (verbs as `scaling-lab explain` lists them)"
         )
     return jax.checkpoint(block, policy=chosen)
+
+
+def _all_but(names: tuple[str, ...], regather: bool) -> Callable[..., bool]:
+    """Keeps everything except what is named, or only moved.
+
+    A gathered weight is the result of a constraint before it has its name; were that
+    kept, the name would drop nothing. What a verb returns has a name and is kept there.
+    """
+
+    def policy(primitive: Any, *_: Any, **params: Any) -> bool:
+        if regather and primitive.name in MOVES:
+            return False
+        return not (primitive.name == "name" and params["name"] in names)
+
+    return policy
 
 
 def scan(block: Block, segment: Segment, x_BTD: Array, per_batch: Batch, cache):

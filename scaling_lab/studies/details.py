@@ -10,11 +10,11 @@ import pandas as pd
 
 import scaling_lab.studies.units as units
 from scaling_lab.record import RunRecord
-from scaling_lab.studies.columns import kind_of
+from scaling_lab.studies.columns import RANK_NOTHING, kind_of
 from scaling_lab.studies.facts import labels, varying
 from scaling_lab.studies.markup import Markup, join, tag
 from scaling_lab.studies.plots import Slots
-from scaling_lab.studies.rows import axes_of, dig
+from scaling_lab.studies.rows import axes_of, dig, simulated_run
 from scaling_lab.studies.sections import anchor, status
 
 _LEVELS = ("asked", "predicted", "compiled", "measured", "provenance")
@@ -63,7 +63,7 @@ def _run(label: str, run: RunRecord, slot: str) -> Markup:
             tag("div", *levels, class_="level-columns"),
             _collectives(run),
             whole,
-            tag("p", f"run {run.id}, environment {run.environment}", class_="asked"),
+            tag("p", f"run {run.id}, environment {run.environment}", class_="identity"),
         ),
         id=anchor(run.id),
     )
@@ -74,7 +74,10 @@ def _level(run: RunRecord, level: str) -> Markup | None:
     if not facts:
         return None
     pairs = [join(tag("dt", name), tag("dd", text)) for name, text in facts]
-    return tag("div", tag("h4", level), tag("dl", *pairs))
+    title = level
+    if level == "measured" and simulated_run(run):
+        title = f"measured · speed {RANK_NOTHING}"
+    return tag("div", tag("h4", title), tag("dl", *pairs))
 
 
 def _facts(value: Any, path: str) -> Iterator[tuple[str, str]]:

@@ -83,12 +83,18 @@ def sentence(frame: pd.DataFrame, names: Sequence[str]) -> str:
 
 
 def labels(frame: pd.DataFrame, names: Sequence[str]) -> list[str]:
-    """A label for every row from these columns; the id where they say nothing."""
+    """A label for every row from these columns; the id where they say too little."""
     rows = rows_of(frame)
     said = [[phrase(name, row.get(name)) for name in names] for row in rows]
+    texts = [" · ".join(text for text in words if text) for words in said]
+    if "layout" not in names:
+        return texts
+    # Runs may differ in what has no column, such as how layers are stacked.
+    counts = Counter(texts)
+    runs = [f"run {str(row['id'])[:8]}" for row in rows]
     return [
-        " · ".join(text for text in words if text) or f"run {str(row['id'])[:8]}"
-        for words, row in zip(said, rows, strict=True)
+        text if text and counts[text] == 1 else " · ".join(filter(None, (text, run)))
+        for text, run in zip(texts, runs, strict=True)
     ]
 
 

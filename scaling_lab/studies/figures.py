@@ -36,8 +36,8 @@ _COLLECTIVES = (
 )
 _LOSS = (
     "Training loss in nats per token. Runs in one panel asked for the same thing and "
-    "differ in layout only, so their curves ought to coincide; they are drawn in turns "
-    "of dashes, which keeps equal ones visible. Right, where there are twins: the "
+    "differ in layout only, so their curves ought to coincide; where they do, they "
+    "take turns in dashes, which keeps each visible. Right, where there are twins: the "
     "relative difference at each step to the run whose final loss is the median, "
     "logarithmic; the key gives the final one. ✓ is within 1e-4 and judged in float32 "
     "only. One seed and one run a layout: do not conclude that a layout learns better."

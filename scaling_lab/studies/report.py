@@ -16,10 +16,11 @@ from scaling_lab.record import RunRecord, file_of
 from scaling_lab.studies.details import each_run
 from scaling_lab.studies.facts import common, parts, sentence
 from scaling_lab.studies.figures import Numbering, figures
+from scaling_lab.studies.header import in_short, origin
 from scaling_lab.studies.markup import Markup, join, tag
 from scaling_lab.studies.plots import layout_slots
 from scaling_lab.studies.rows import Records, frame_of, runs_of
-from scaling_lab.studies.sections import failures, in_short, origin, runs_table
+from scaling_lab.studies.sections import failures, runs_table
 
 FILE_NAME = "report.html"
 
@@ -65,6 +66,10 @@ def page(runs: Sequence[RunRecord], name: str = "") -> str:
     for simulated, rows in found:
         kind = "simulated devices" if simulated else "real devices"
         body.append(tag("h2", f"Results on {kind}" if len(found) > 1 else "Results"))
+        told = set(common(frame))
+        only_here = sentence(rows, [name for name in common(rows) if name not in told])
+        if only_here:
+            body.append(tag("p", f"All of these: {only_here}.", class_="asked"))
         body += figures(rows, runs, slots, numbering, simulated)
         body.append(runs_table(rows, slots, numbering, simulated))
     body += [failures(frame, slots, numbering), each_run(frame, runs, slots)]

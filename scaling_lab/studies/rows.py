@@ -19,8 +19,8 @@ Records = str | Path | Iterable[RunRecord]
 #: What two runs may differ in and still owe each other the same loss. These words
 #: are left out of ``asked`` and of ``asked.config`` before the rest is compared.
 PLACEMENT = frozenset(
-    "layout layout_name mesh target simulated devices remat hardware name "
-    "repeats warmup warmup_steps".split()
+    "layout layout_name mesh target simulated devices remat stack axis_type "
+    "loss_chunks evaluate_batches xla_flags".split()
 )
 _DTYPES = {
     "text": "string",
@@ -74,7 +74,7 @@ def frame_of(runs: Sequence[RunRecord]) -> pd.DataFrame:
     ]
     rows = [{each.name: _read(run, each) for each in fixed} for run in runs]
     for row, run in zip(rows, runs, strict=True):
-        row["simulated"] = _simulated(run)
+        row["simulated"] = simulated_run(run)
         row["tokens_per_second_per_device"] = _per_device(row)
         row.update(_collectives(run))
         for level, prefix in (
@@ -134,7 +134,8 @@ def _read(run: RunRecord, each: Column) -> Any:
     return round(value) if each.kind in ("count", "bytes") else float(value)
 
 
-def _simulated(run: RunRecord) -> bool | None:
+def simulated_run(run: RunRecord) -> bool | None:
+    """Whether the devices of a run share a host; ``None`` if it does not say."""
     said = dig(run, "asked.simulated")
     if isinstance(said, bool):
         return said

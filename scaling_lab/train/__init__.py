@@ -3,7 +3,7 @@
 `make_program` turns a config into a `Program`; `fit` runs it over batches.
 """
 
-from scaling_lab.train.loop import NotFinite, bits_per_byte, fit
+from scaling_lab.train.loop import NotFinite, bits_per_byte, check_finite, fit
 from scaling_lab.train.program import Program, make_placement, make_program
 from scaling_lab.train.sample import generate
 from scaling_lab.train.step import TrainState, make_train_step
@@ -13,6 +13,7 @@ __all__ = [
     "Program",
     "TrainState",
     "bits_per_byte",
+    "check_finite",
     "fit",
     "generate",
     "make_placement",

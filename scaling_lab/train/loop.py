@@ -51,10 +51,21 @@ def fit(
 
 def _finish(program: Program, state: TrainState, pending: Any, on_step: Any) -> None:
     number, metrics, batch = pending
+    on_step(number, check_finite(program, number, state, batch, metrics), state)
+
+
+def check_finite(
+    program: Program, number: int, state: TrainState, batch: Metrics, metrics: Metrics
+) -> Metrics:
+    """A step's metrics as host numbers.
+
+    Raises:
+      NotFinite: its loss or gradient is no number.
+    """
     metrics = jax.device_get(metrics)
-    if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["gradient_norm"])):
-        raise NotFinite(describe_fault(program, number, state.params, batch, metrics))
-    on_step(number, metrics, state)
+    if math.isfinite(metrics["loss"]) and math.isfinite(metrics["gradient_norm"]):
+        return metrics
+    raise NotFinite(describe_fault(program, number, state.params, batch, metrics))
 
 
 def bits_per_byte(

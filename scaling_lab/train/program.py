@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import AxisType
+from jax.sharding import AxisType, Sharding, SingleDeviceSharding
 
 from scaling_lab import dims, layouts, models, optimizers
 from scaling_lab.config import RunConfig
@@ -36,6 +36,7 @@ class Program(NamedTuple):
     init: Callable[[], TrainState]
     step: Callable[[TrainState, Metrics], tuple[TrainState, Metrics]]
     evaluate: Callable[[Any, Metrics], Metrics]
+    shardings: TrainState
 
     def put(self, batch: Mapping[str, Any]) -> dict[str, Array]:
         """A host batch on the devices, each with its own sequences."""
@@ -84,6 +85,7 @@ def make_program(config: RunConfig, devices: Any = None) -> Program:
             out_shardings=(shardings, None),
         ),
         evaluate=jax.jit(functools.partial(_evaluate, config, place)),
+        shardings=shardings,
     )
 
 
@@ -99,25 +101,20 @@ def state_shardings(
 ) -> Any:
     """Where every array of the state rests, by the `params` and `optimizer` tables."""
     abstract = jax.eval_shape(functools.partial(_init, config, optimizer))
-    letters = optimizers.state_dims(abstract.optimizer, abstract.params)
-    return TrainState(
-        step=place.sharding("params", ""),
-        params=placed(place, "params", abstract.params),
-        optimizer=jax.tree.map_with_path(
-            lambda path, dims_: place.sharding("optimizer", dims_, leaf_name(path)),
-            letters,
+    letters = TrainState(
+        step="",
+        params=jax.tree.map_with_path(
+            lambda path, leaf: dims.check(leaf_name(path), leaf.shape), abstract.params
         ),
+        optimizer=optimizers.state_dims(abstract.optimizer, abstract.params),
     )
+    alone = SingleDeviceSharding(jax.devices()[0])
 
+    def of(path: Any, letters: str) -> Sharding:
+        kind = "optimizer" if path[0].name == "optimizer" else "params"
+        return place.sharding(kind, letters, leaf_name(path)) or alone
 
-def placed(place: Placement, kind: str, params: Any) -> Any:
-    """The sharding of every parameter by one table, as a tree like `params`."""
-
-    def of(path: Any, leaf: Any) -> Any:
-        name = leaf_name(path)
-        return place.sharding(kind, dims.check(name, leaf.shape), name)
-
-    return jax.tree.map_with_path(of, params)
+    return jax.tree.map_with_path(of, letters)
 
 
 def _evaluate(config: RunConfig, place: Placement, params: Any, batch: Metrics):

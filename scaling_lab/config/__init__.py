@@ -1,0 +1,7 @@
+"""The one description of a run: asked in words, held as values, checked once."""
+
+from scaling_lab.config.ask import configure, with_data
+from scaling_lab.config.run import RunConfig
+from scaling_lab.config.validate import check_remat, validate
+
+__all__ = ["RunConfig", "check_remat", "configure", "validate", "with_data"]

@@ -1,0 +1,102 @@
+"""One grammar everywhere: the words people type, as a `RunConfig`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+from scaling_lab import models
+from scaling_lab.names import one_of
+from scaling_lab.config.run import RunConfig
+from scaling_lab.data import DataConfig, load
+from scaling_lab.hardware import parse_target
+from scaling_lab.layouts import parse
+from scaling_lab.optimizers import OptimizerConfig
+
+_RUN = {field.name for field in dataclasses.fields(RunConfig)} - {
+    "model",
+    "layout",
+    "optimizer",
+    "data",
+    "size",
+    "target",
+}
+_OPTIMIZER = {field.name for field in dataclasses.fields(OptimizerConfig)} - {"name"}
+#: What a vocabulary is rounded up to, so that it divides over a mesh.
+VOCABULARY_MULTIPLE = 128
+
+
+def configure(
+    family: str = "llama",
+    size: str = "toy",
+    layout: str = "fsdp",
+    target: str = "local",
+    *,
+    devices: int | None = None,
+    **words: Any,
+) -> RunConfig:
+    """A run from words, as every command takes them.
+
+    Args:
+      family, size: of the model (``scaling-lab models`` lists them).
+      layout: axes with sizes and modifiers, or a layout file's name.
+      target: ``cpu:8``, ``tpu-v5p:4x4x4``, ``h100:8x8`` or ``local``.
+      devices: of a local target; sizes a layout given by name alone.
+      words: fields of `RunConfig` and `OptimizerConfig`; ``optimizer`` is a name,
+        ``data`` a name or paths, ``tokenizer`` and ``held_out_fraction`` the data's,
+        ``layers`` and ``vocabulary`` replace the size's.
+
+    Raises:
+      ValueError: an unknown word, with the nearest that are known.
+    """
+    model = models.size(family, size)
+    extra = ("optimizer", "data", "tokenizer", "held_out_fraction", *_MODEL)
+    for word in words:
+        one_of("option", word, sorted({*_RUN, *_OPTIMIZER, *extra}))
+    given = {word: value for word, value in words.items() if value is not None}
+    changes = {_MODEL[word]: given[word] for word in _MODEL if word in given}
+    count = parse_target(target).devices or devices
+    return RunConfig(
+        model=dataclasses.replace(model, **changes),
+        layout=parse(layout, count),
+        target=target,
+        optimizer=_optimizer(given),
+        data=_data(given),
+        size=size,
+        **{word: value for word, value in given.items() if word in _RUN},
+    )
+
+
+_MODEL = {"layers": "L", "vocabulary": "V"}
+
+
+def with_data(config: RunConfig, cache_dir: Any = None, progress: Any = None):
+    """The config with its data read: digests filled, the vocabulary made to fit.
+
+    Returns:
+      the config and its `Dataset`.
+    """
+    dataset = load(config.data, cache_dir, progress)
+    model = config.model
+    if dataset.vocab_size > model.V:
+        rounded = -(-dataset.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+        model = dataclasses.replace(model, V=rounded)
+    return dataclasses.replace(config, model=model, data=dataset.config), dataset
+
+
+def _optimizer(given: dict[str, Any]) -> OptimizerConfig:
+    fields = {word: value for word, value in given.items() if word in _OPTIMIZER}
+    return OptimizerConfig(name=given.get("optimizer", "adamw"), **fields)
+
+
+def _data(given: dict[str, Any]) -> DataConfig:
+    fields: dict[str, Any] = {}
+    if "data" in given:
+        source = given["data"]
+        paths = isinstance(source, str | os.PathLike)
+        fields["source"] = tuple(map(str, [source] if paths else source))
+    for word in ("tokenizer", "held_out_fraction"):
+        if word in given:
+            fields[word] = given[word]
+    return DataConfig(**fields)

@@ -1,0 +1,125 @@
+"""Measured: what the clock says, and nothing the clock did not say.
+
+A step is timed from its dispatch to the moment its results are there
+(`block_until_ready`); asynchronous dispatch would make the first steps look free. The
+warm-up steps, the first above all, are never counted, and compiling is timed apart.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+
+from scaling_lab import cost
+from scaling_lab.config import RunConfig
+from scaling_lab.hardware import Chip, chip_for
+from scaling_lab.train import Program, TrainState, check_finite
+
+#: Steps that are never counted: compilation's leftovers, cold caches, first touches.
+WARMUP = 2
+
+
+def spread(seconds: Sequence[float]) -> dict[str, Any] | None:
+    """Median, 5th and 95th percentile and the number of repeats; ``None`` of nothing."""
+    if not seconds:
+        return None
+    ordered = sorted(seconds)
+
+    def percentile(p: float) -> float:
+        return ordered[round(p * (len(ordered) - 1))]
+
+    return {
+        "median": statistics.median(ordered),
+        "p5": percentile(0.05),
+        "p95": percentile(0.95),
+        "repeats": len(ordered),
+        "all": list(seconds),
+    }
+
+
+def train(
+    program: Program,
+    state: TrainState,
+    batches: Iterable[Any],
+    on_step: Callable[[int, float, float], None] = lambda *_: None,
+) -> tuple[TrainState, dict[str, Any]]:
+    """Trains and times every step by itself.
+
+    Args:
+      on_step: called with the step's number, its loss and its seconds.
+
+    Returns:
+      the last state, and the clock's part of the record's ``measured`` column.
+
+    Raises:
+      NotFinite: a loss or gradient is no number.
+    """
+    seconds, losses = [], []
+    for number, batch in enumerate(batches, start=1):
+        placed = jax.block_until_ready(program.put(batch))
+        start = time.perf_counter()
+        state, metrics = jax.block_until_ready(program.step(state, placed))
+        seconds.append(time.perf_counter() - start)
+        check_finite(program, number, state, placed, metrics)
+        losses.append(float(metrics["loss"]))
+        on_step(number, losses[-1], seconds[-1])
+    return state, {
+        "step_seconds": spread(seconds[WARMUP:]),
+        "loss": {
+            "steps": list(range(1, len(losses) + 1)),
+            "values": losses,
+            "final": losses[-1] if losses else None,
+        },
+        "peak_bytes": device_peak_bytes(),
+        "host_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def throughput(config: RunConfig, step_seconds: float | None) -> dict[str, Any]:
+    """Tokens per second, and MFU in every named convention, HFU apart.
+
+    MFU is ``None`` where the chip's peak is not known, as on a CPU.
+    """
+    per_token = cost.per_token(config)
+    executed = cost.executed_per_token(config)
+    rate = config.tokens_per_step / step_seconds if step_seconds else None
+    chip = target_chip(config)
+    peak = chip.flops_per_second.get(config.precision) if chip else None
+    devices = config.layout.devices
+    chips = devices / (chip.devices_per_chip or 1) if chip else devices
+
+    def used(flops: float) -> float | None:
+        return rate * flops / (peak * chips) if rate and peak else None
+
+    return {
+        "tokens_per_second": rate,
+        "tokens_per_second_per_device": rate / devices if rate else None,
+        "flops_per_token": per_token,
+        "executed_flops_per_token": executed,
+        "mfu": {name: used(flops) for name, flops in per_token.items()},
+        "hfu": used(executed),
+        "peak_flops_per_second": peak,
+    }
+
+
+def target_chip(config: RunConfig) -> Chip | None:
+    """The chip whose peak counts: the target's, or that of the devices present."""
+    target = config.parsed_target()
+    if target.chip is not None:
+        return target.chip
+    return chip_for(jax.devices()[0].device_kind)
+
+
+def device_peak_bytes() -> int | None:
+    """The most memory any device held, where the backend says; CPUs do not."""
+    peaks = []
+    for device in jax.local_devices():
+        stats = device.memory_stats() or {}
+        if "peak_bytes_in_use" in stats:
+            peaks.append(stats["peak_bytes_in_use"])
+    return max(peaks) if peaks else None

@@ -1,0 +1,161 @@
+"""One run in this process: asked, compiled, measured, as one record."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+
+from scaling_lab import cost, measure
+from scaling_lab import compile as compiler
+from scaling_lab.config import RunConfig, check_remat, validate, with_data
+from scaling_lab.data import Dataset
+from scaling_lab.layouts import IllegalLayout
+from scaling_lab.record import RunRecord
+from scaling_lab.sweep.provenance import environment, provenance
+from scaling_lab.train import NotFinite, Program, bits_per_byte, make_program
+
+#: Told what a run is doing: an event's name and its facts.
+Tell = Callable[..., None]
+
+
+def run_here(
+    config: RunConfig, *, cache_dir: Any = None, tell: Tell = lambda *_, **__: None
+) -> RunRecord:
+    """Runs a config in this process and returns its record, whatever happens.
+
+    Failures become records: ``illegal`` before anything is traced, ``oom``, ``crashed``
+    with step and tensor.
+    """
+    started = time.perf_counter()
+    source = provenance(config.xla_flags, config.seed)
+    columns: dict[str, Any] = {}
+    status, reason = "ok", None
+    try:
+        config, dataset = with_data(config, cache_dir)
+        check_legal(config)
+        _fill(columns, config, dataset, tell)
+    except IllegalLayout as error:
+        status, reason = "illegal", str(error)
+    except Exception as error:  # a failure is a row too, whatever it is
+        exhausted = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+        status = "oom" if exhausted else "crashed"
+        reason = f"{type(error).__name__}: {str(error)[:2000]}"
+        if not isinstance(error, NotFinite | ValueError | OSError | ImportError):
+            reason += "\n" + "".join(traceback.format_tb(error.__traceback__)[-3:])
+    source["seconds"] = time.perf_counter() - started
+    source["host"]["device_kind"] = jax.devices()[0].device_kind
+    return RunRecord(
+        id=config.id,
+        environment=environment(config.xla_flags),
+        status=status,
+        reason=reason,
+        asked=asked(config),
+        provenance=source,
+        **columns,
+    )
+
+
+def check_legal(config: RunConfig) -> None:
+    """Every check that needs no compiler, remat's verb names included.
+
+    Raises:
+      ValueError: what is wrong and what would do.
+    """
+    validate(config)
+    check_remat(config.remat, [entry.name for entry in cost.record(config)])
+
+
+def asked(config: RunConfig) -> dict[str, Any]:
+    """The record's ``asked`` column: the config, and what people call its parts."""
+    target = config.parsed_target()
+    return {
+        "family": config.family,
+        "size": config.size,
+        "layout": config.layout.name,
+        "mesh": dict(config.layout.mesh),
+        "target": config.target,
+        "simulated": target.simulated and config.layout.devices > 1,
+        "devices": config.layout.devices,
+        "batch": config.batch,
+        "length": config.length,
+        "steps": config.steps,
+        "seed": config.seed,
+        "remat": config.remat,
+        "precision": config.precision,
+        "accumulate": config.accumulate,
+        "optimizer": config.optimizer.name,
+        "learning_rate": config.optimizer.learning_rate,
+        "params": cost.parameters(config),
+        "params_without_embedding": cost.multiplied_parameters(config),
+        "tokens_per_step": config.tokens_per_step,
+        "data": {
+            "source": list(config.data.source),
+            "digest": config.data.digest,
+            "tokenizer": config.data.tokenizer,
+            "tokenizer_digest": config.data.tokenizer_digest,
+        },
+        "config": config.to_json(),
+    }
+
+
+def _fill(
+    columns: dict[str, Any], config: RunConfig, dataset: Dataset, tell: Tell
+) -> None:
+    """Fills the columns as far as the run gets, so a crash keeps what came before."""
+    stream = dataset.stream("train", config.batch, config.length, config.seed)
+    tell("compiling")
+    program = make_program(config)
+    state = program.init()
+    program, columns["compiled"] = compile_step(program, state, stream.batch(0))
+    tell("compiled", seconds=columns["compiled"]["compile_seconds"])
+
+    def on_step(number: int, loss: float, seconds: float) -> None:
+        tell("step", number=number, loss=loss, seconds=seconds)
+
+    batches = (stream.batch(i) for i in range(config.steps))
+    state, measured = measure.train(program, state, batches, on_step)
+    clock = measured["step_seconds"]
+    measured |= measure.throughput(config, clock["median"] if clock else None)
+    tell("evaluating")
+    measured["held_out"] = held_out(program, state.params, dataset)
+    columns["measured"] = measured
+
+
+def compile_step(
+    program: Program, state: Any, batch: Any
+) -> tuple[Program, dict[str, Any]]:
+    """The program with its step compiled ahead, and the record's ``compiled`` column."""
+    hits: list[str] = []
+
+    def listen(event: str, **_: Any) -> None:
+        if event == "/jax/compilation_cache/cache_hits":
+            hits.append(event)
+
+    placed = program.put(batch)
+    lowered = program.step.lower(state, placed)  # pyright: ignore[reportFunctionMemberAccess]
+    jax.monitoring.register_event_listener(listen)
+    start = time.perf_counter()
+    executable = lowered.compile()
+    seconds = time.perf_counter() - start
+    jax.monitoring.unregister_event_listener(listen)
+    mesh = dict(program.place.mesh.shape) if program.place.mesh is not None else {}
+    column = compiler.describe(executable, mesh, seconds, bool(hits))
+    return program._replace(step=executable), column
+
+
+def held_out(
+    program: Program, params: Any, dataset: Dataset, batches: int | None = None
+) -> dict[str, Any] | None:
+    """Held-out bits per byte, on the same batches whatever the run's seed."""
+    config = program.config
+    count = config.evaluate_batches if batches is None else batches
+    if not count or not config.data.held_out_fraction:
+        return None
+    stream = dataset.stream("held_out", config.batch, config.length, 0)
+    some: Iterable[Any] = (stream.batch(i) for i in range(count))
+    bits = bits_per_byte(program, params, some, stream.bytes_per_token_V)
+    return {"batches": count, "steps": [config.steps], "bits_per_byte": [bits], "final": bits}

@@ -1,0 +1,1 @@
+"""Contracts: each finds every file of a folder and examines it."""

@@ -1,0 +1,110 @@
+"""Three steps of training, brought to the host to be compared.
+
+One compiled program answers for a case: its train step. AdamW's first moment after one
+step is ``(1 - b1)`` times the gradient, so gradients are read off the state.
+"""
+
+import importlib
+
+import jax
+import numpy as np
+import optax
+
+from scaling_lab import dims, layouts, train
+from scaling_lab.config import RunConfig, validate
+from scaling_lab.layouts import Layout
+from scaling_lab.optimizers import OptimizerConfig
+
+COMPOSED = [
+    "fsdp=4,tensor=2+sequence",
+    "data=2,fsdp=2,tensor=2+sequence+zero1",
+    "data=2,tensor=4",
+    "data=8+zero2",
+    "fsdp=8+gather_once",
+]
+LAYOUTS = [*layouts.names(), *COMPOSED]
+B1 = 0.9
+#: A large epsilon keeps AdamW from magnifying the rounding of gradients near zero.
+ADAMW = OptimizerConfig(b1=B1, epsilon=1e-4, learning_rate=1e-2, warmup=1, clip=None)
+
+
+def of_text(text):
+    if "=" in text or ":" in text:
+        return layouts.parse(text, 8)
+    file = importlib.import_module(f"scaling_lab.layouts.{text}")
+    return file.layout(**file.TOY)
+
+
+def run_of(model, layout, **changes):
+    """A validated config of three steps."""
+    layout = of_text(layout) if isinstance(layout, str) else layout
+    fields = {"batch": 8, "length": 32, "steps": 3, "optimizer": ADAMW} | changes
+    config = RunConfig(model, layout, **fields)
+    validate(config)
+    return config
+
+
+def moments(state):
+    return dims.leaves(optax.tree_utils.tree_get(state.optimizer, "mu"))
+
+
+def on_host(tree):
+    return jax.tree.map(np.asarray, jax.device_get(tree))
+
+
+def resting(state):
+    return [(leaf.sharding, leaf.ndim) for leaf in jax.tree.leaves(state)]
+
+
+class Trained:
+    """Three steps of a config, on the host, and the program that made them."""
+
+    def __init__(self, config, batches):
+        self.config = config
+        self.program = program = train.make_program(config)
+        state = program.init()
+        self.before = dims.leaves(on_host(state.params))
+        self.rested = resting(state)
+        self.metrics = []
+        for number, batch in enumerate(batches):
+            state, metrics = program.step(state, program.put(batch))
+            self.metrics.append(on_host(dict(metrics)))
+            if number == 0 and config.optimizer.name == "adamw":
+                first = on_host(moments(state))
+                self.gradients = {k: m / (1 - B1) for k, m in first.items()}
+        self.state = state
+        self.after = dims.leaves(on_host(state.params))
+
+    @property
+    def update(self):
+        return {path: self.after[path] - self.before[path] for path in self.after}
+
+
+def total(arrays):
+    return np.sqrt(sum(float(np.sum(np.square(a))) for a in arrays.values()))
+
+
+def close(found, wanted, bound):
+    """Relative difference of norms per tensor, at most `bound`.
+
+    A gradient that is zero on paper (a key's bias shifts every score of a row alike) is
+    rounding on every machine, so differences below a millionth of the whole do not count.
+    """
+    floor = 1e-6 * total(wanted)
+    assert found.keys() == wanted.keys()
+    for path, array in wanted.items():
+        error = np.linalg.norm(found[path] - array)
+        assert error <= max(bound * np.linalg.norm(array), floor), (path, error)
+
+
+def same(found, wanted, loss=1e-5, gradient=1e-4, update=1e-3):
+    """Two trainings agree: start bit for bit, losses, gradients, where they end."""
+    for path, array in wanted.before.items():
+        np.testing.assert_array_equal(found.before[path], array, path)
+    for left, right in zip(found.metrics, wanted.metrics, strict=True):
+        for key in ("loss", "nll", "z", "gradient_norm"):
+            bound = loss if key != "gradient_norm" else gradient
+            np.testing.assert_allclose(left[key], right[key], bound, err_msg=key)
+    if found.config.optimizer.name == "adamw":
+        close(found.gradients, wanted.gradients, gradient)
+    close(found.update, wanted.update, update)
