@@ -1,11 +1,22 @@
 """Many runs for one question: a grid of configs, one process each, one record each.
 
 `run_here` runs a config in this process; `sweep` runs many, each in a process of its
-own, resumes where it stopped, and never lets one failure end the rest.
+own, resumes where it stopped, and never lets one failure end the rest; `run_training`
+is a long run with evaluation, checkpoints and a sample.
 """
 
 from scaling_lab.sweep.driver import Summary, sweep
 from scaling_lab.sweep.grid import estimate_seconds, grid
+from scaling_lab.sweep.long_run import LongRun, Trained, run_training
 from scaling_lab.sweep.run import run_here
 
-__all__ = ["Summary", "estimate_seconds", "grid", "run_here", "sweep"]
+__all__ = [
+    "LongRun",
+    "Summary",
+    "Trained",
+    "estimate_seconds",
+    "grid",
+    "run_here",
+    "run_training",
+    "sweep",
+]

@@ -158,4 +158,9 @@ def held_out(
     stream = dataset.stream("held_out", config.batch, config.length, 0)
     some: Iterable[Any] = (stream.batch(i) for i in range(count))
     bits = bits_per_byte(program, params, some, stream.bytes_per_token_V)
-    return {"batches": count, "steps": [config.steps], "bits_per_byte": [bits], "final": bits}
+    return {
+        "batches": count,
+        "steps": [config.steps],
+        "bits_per_byte": [bits],
+        "final": bits,
+    }

@@ -56,8 +56,13 @@ def make_placement(config: RunConfig, devices: Any = None) -> Placement:
     one = layout.devices == 1
     cls = ExplicitPlacement if explicit and not one else Placement
     on_cpu = jax.default_backend() == "cpu"
+    short = config.model.L <= UNROLL_UP_TO
     unroll = config.stack == "unroll" or (
-        config.stack == "auto" and on_cpu and config.model.L <= UNROLL_UP_TO
+        config.stack == "auto"
+        and on_cpu
+        and one
+        and short
+        and config.remat == "none"  # XLA:CPU undoes rematerialisation outside loops
     )
     return cls(
         layout=layout,

@@ -1,0 +1,54 @@
+"""``scaling-lab <verb>``: the front door from a shell."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+
+from rich.console import Console
+
+from scaling_lab.cli import show, sweep, train
+
+VERBS = {
+    "train": train.train,
+    "sweep": sweep.sweep,
+    "records": show.records,
+    "report": show.report,
+    "explain": show.explain,
+    "layouts": show.layouts,
+    "models": show.models,
+}
+
+
+def main() -> None:
+    """Runs one verb; bad input ends with one message and exit code 2."""
+    import tyro
+
+    warnings.showwarning = _say_warning
+    try:
+        code = tyro.extras.subcommand_cli_from_dict(
+            VERBS,
+            prog="scaling-lab",
+            description="How should this transformer be laid out on that machine, and "
+            "what will it cost? Every verb has --help.",
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs),
+        )
+    except (ValueError, OSError, ImportError, ArithmeticError) as error:
+        if os.environ.get("SCALING_LAB_TRACEBACK"):
+            raise
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
+            f"[red]error:[/] {kind}", end=""
+        )
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("\nstopped; what was finished is on disk", file=sys.stderr)
+        raise SystemExit(130) from None
+    raise SystemExit(code or 0)
+
+
+def _say_warning(message, category, filename, lineno, file=None, line=None):
+    del category, filename, lineno, file, line
+    print(f"warning: {message}", file=sys.stderr)

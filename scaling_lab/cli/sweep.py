@@ -1,0 +1,179 @@
+"""``scaling-lab sweep``: a grid of runs, with progress, a table and a page."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from scaling_lab.cli.grammar import Grid, local_devices, words
+
+
+def sweep(
+    grid: Grid,  # pyright: ignore[reportInvalidTypeForm]
+    out: Path = Path("runs/sweep"),
+    dry_run: bool = False,
+    keep_stale: bool = False,
+    timeout: float | None = None,
+    json: bool = False,
+) -> int:
+    """Run every combination of the given values, each in its own process.
+
+    Finished runs are skipped when code, jax and flags are the same, so the command can
+    be repeated after any stop. The exit code is 1 if any row failed.
+
+        scaling-lab sweep --target cpu:8 --layout ddp fsdp hsdp --batch 8 16 --out runs/a
+
+    Args:
+        grid: What to run; every flag takes several values.
+        out: Folder for records.jsonl and report.html.
+        dry_run: Say what would run and how long it might take, and stop.
+        keep_stale: Keep finished runs of other code, jax or flags.
+        timeout: Seconds a run may take.
+        json: Print the records as JSON lines instead of a table.
+    """
+    configs = make_grid(words(grid))
+    return run_configs(
+        configs, out, dry_run=dry_run, keep_stale=keep_stale, timeout=timeout, json=json
+    )
+
+
+def make_grid(asked: dict[str, Any]) -> list[Any]:
+    """The configs of a grid of words."""
+    from scaling_lab.sweep import grid
+
+    return grid(asked, local_devices(asked["target"]))
+
+
+def run_configs(
+    configs: list[Any],
+    out: Path,
+    *,
+    dry_run: bool = False,
+    keep_stale: bool = False,
+    timeout: float | None = None,
+    json: bool = False,
+) -> int:
+    """Announces, runs, and shows; returns the exit code."""
+    from scaling_lab import sweep as sweeps
+
+    say = Console(stderr=json, highlight=False)
+    seconds = sweeps.estimate_seconds(configs)
+    say.print(f"{len(configs)} runs, about {_duration(seconds)} on this machine")
+    if dry_run:
+        for config in configs:
+            say.print(f"  {_label(config)}")
+        return 0
+    with _Watch(say, configs) as watch:
+        summary = sweeps.sweep(
+            configs, out, keep_stale=keep_stale, timeout=timeout, watch=watch
+        )
+    return show_summary(summary, say, as_json=json)
+
+
+def show_summary(summary: Any, say: Console, *, as_json: bool) -> int:
+    """Prints the table and names the page and the records; 1 if any row failed."""
+    from scaling_lab import studies
+
+    if as_json:
+        for row in summary.records:
+            print(row.to_json())
+    else:
+        print(studies.table(studies.frame(list(summary.records))))
+    page = studies.report(summary.path.parent)
+    say.print(
+        f"\n{summary.ran} ran, {summary.kept} kept from before, {summary.stale} were "
+        f"stale, {len(summary.failed)} failed"
+    )
+    say.print(f"records: {summary.path}\npage:    {page}", soft_wrap=True)
+    return 1 if summary.failed else 0
+
+
+class _Watch:
+    """Shows a sweep as it goes: a bar of runs and a bar of steps."""
+
+    def __init__(self, say: Console, configs: list[Any]):
+        self.live = say.is_terminal
+        self.say = say
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=say,
+            disable=not self.live,
+        )
+        self.runs = self.bars.add_task("runs", total=len(configs), note="")
+        self.steps = self.bars.add_task("", total=1, note="")
+
+    def __enter__(self) -> _Watch:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.bars.remove_task(self.steps)
+        self.bars.stop()
+
+    def __call__(self, event: str, config: Any, facts: dict[str, Any]) -> None:
+        label = config.layout.name
+        if event == "start":
+            note = "stale, again" if facts["stale"] else "starting"
+            self.bars.reset(
+                self.steps, description=label, total=config.steps, note=note
+            )
+        elif event == "step":
+            note = f"loss {facts['loss']:.3f}"
+            self.bars.update(self.steps, completed=facts["number"], note=note)
+        elif event == "end":
+            self.bars.advance(self.runs)
+            self._line(_label(config), facts["record"])
+        elif event == "kept":
+            self.bars.advance(self.runs)
+            self.say.print(f"  kept     {_label(config)}")
+        else:
+            self.bars.update(self.steps, note=event)
+
+    def _line(self, label: str, row: Any) -> None:
+        if row.status == "ok":
+            loss = row.measured["loss"]["final"]
+            compiled = row.compiled["compile_seconds"]
+            hit = " (cached)" if row.compiled["cache_hit"] else ""
+            spent = row.provenance["seconds"]
+            self.say.print(
+                f"  ok       {label}  loss {loss:.4f}, compiled in {compiled:.1f} s"
+                f"{hit}, {spent:.0f} s in all"
+            )
+        else:
+            self.say.print(f"  [red]{row.status:8}[/] {label}")
+            self.say.print(f"           {row.reason.splitlines()[0]}", markup=False)
+
+
+def _label(config: Any) -> str:
+    return (
+        f"{config.family} {config.size}  {config.layout.name}  batch {config.batch} × "
+        f"{config.length}, seed {config.seed}, remat {config.remat}, {config.precision}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def main_of(configs: list[Any], out: str) -> None:
+    """The ``main`` of an experiment: its configs as a sweep, into ``runs/<name>``."""
+    words_ = sys.argv[1:]
+    unknown = [word for word in words_ if word not in ("--dry-run", "--json")]
+    if unknown:
+        print(f"unknown option {unknown[0]}; there are --dry-run, --json")
+        raise SystemExit(2)
+    code = run_configs(
+        configs,
+        Path(out),
+        dry_run="--dry-run" in words_,
+        json="--json" in words_,
+    )
+    raise SystemExit(code)

@@ -1,0 +1,209 @@
+"""A long run in this process: progress, evaluation, checkpoints, a record, some text."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scaling_lab import measure, record
+from scaling_lab.checkpoint import Checkpoints
+from scaling_lab.config import RunConfig, with_data
+from scaling_lab.data import Dataset
+from scaling_lab.record import RunRecord
+from scaling_lab.sweep.provenance import environment, provenance
+from scaling_lab.sweep.run import asked, check_legal, compile_step, held_out
+from scaling_lab.train import (
+    NotFinite,
+    Program,
+    TrainState,
+    fit,
+    generate,
+    make_program,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LongRun:
+    """What a run does besides its steps.
+
+    Attributes:
+      out: folder of checkpoints and of the record.
+      resume: go on from the newest checkpoint there.
+      save_every: steps between checkpoints; the last step is always saved.
+      evaluate_every: steps between evaluations; the last step is always evaluated.
+      prompt: what the sample continues. sample: tokens to add; 0 samples nothing.
+      temperature: of the sample; 0 takes the likeliest token.
+    """
+
+    out: Path
+    resume: bool = False
+    save_every: int = 100
+    evaluate_every: int = 100
+    prompt: str = "The "
+    sample: int = 200
+    temperature: float = 0.8
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a long run leaves: the program and its last state, the record, the sample."""
+
+    program: Program
+    state: TrainState
+    record: RunRecord
+    text: str
+
+
+#: Told of every step (``step``), evaluation (``evaluated``) and phase.
+Watcher = Callable[[str, dict[str, Any]], None]
+
+
+def run_training(
+    config: RunConfig,
+    plan: LongRun,
+    *,
+    cache_dir: Any = None,
+    watch: Watcher = lambda *_: None,
+) -> Trained:
+    """Trains a config to its last step and leaves a checkpoint, a record and a sample.
+
+    Raises:
+      ValueError: an illegal config, or a folder with another run's checkpoints.
+      NotFinite: a loss or gradient is no number; a ``crashed`` record was written and
+        the last sound state is in the newest checkpoint.
+    """
+    config, dataset = with_data(config, cache_dir)
+    check_legal(config)
+    source = provenance(config.xla_flags, config.seed)
+    started = time.perf_counter()
+    columns: dict[str, Any] = {}
+    status, reason = "ok", None
+    with Checkpoints(plan.out / "checkpoints", config) as checkpoints:
+        program, state = _begin(config, plan, checkpoints, watch)
+        first = int(state.step)
+        stream = dataset.stream("train", config.batch, config.length, config.seed)
+        program, columns["compiled"] = compile_step(program, state, stream.batch(0))
+        log = _Log(program, plan, dataset, checkpoints, watch)
+        batches = stream.batches(start=first)
+        try:
+            steps = (next(batches) for _ in range(config.steps - first))
+            state = fit(program, state, steps, log)
+            if checkpoints.latest != int(state.step):
+                checkpoints.save(state)
+        except NotFinite as error:
+            status, reason = "crashed", str(error)
+            raise
+        finally:
+            columns["measured"] = log.measured(config)
+            source["seconds"] = time.perf_counter() - started
+            row = RunRecord(
+                id=config.id,
+                environment=environment(config.xla_flags),
+                status=status if reason or log.reached(config.steps) else "crashed",
+                reason=reason or log.why_short(config.steps),
+                asked=asked(config),
+                provenance=source,
+                **columns,
+            )
+            record.append(plan.out, row)
+    watch("sampling", {})
+    return Trained(program, state, row, sample_text(program, state, dataset, plan))
+
+
+def _begin(
+    config: RunConfig, plan: LongRun, checkpoints: Checkpoints, watch: Watcher
+) -> tuple[Program, TrainState]:
+    watch("preparing", {})
+    program = make_program(config)
+    latest = checkpoints.latest
+    if latest is None:
+        return program, program.init()
+    if not plan.resume:
+        raise ValueError(
+            f"{plan.out} holds a checkpoint of step {latest}; say --resume to go on "
+            "from it, or give another --out"
+        )
+    watch("resuming", {"step": latest})
+    return program, checkpoints.restore(program)
+
+
+class _Log:
+    """The hook of `fit`: times, losses, evaluations, checkpoints."""
+
+    def __init__(self, program, plan, dataset, checkpoints, watch):
+        self.program, self.plan, self.dataset = program, plan, dataset
+        self.checkpoints, self.watch = checkpoints, watch
+        self.seconds: list[float] = []
+        self.steps: list[int] = []
+        self.losses: list[float] = []
+        self.evaluations: list[tuple[int, float]] = []
+        self.last = time.perf_counter()
+
+    def __call__(self, number: int, metrics: Any, state: TrainState) -> None:
+        now = time.perf_counter()
+        self.seconds.append(now - self.last)
+        self.steps.append(number)
+        self.losses.append(float(metrics["loss"]))
+        self.watch(
+            "step",
+            {"number": number, "loss": self.losses[-1], "seconds": self.seconds[-1]},
+        )
+        final = number == self.program.config.steps
+        if final or _due(number, self.plan.evaluate_every):
+            self._evaluate(number, state)
+        if _due(number, self.plan.save_every) and not final:
+            self.checkpoints.save(state)
+        self.last = time.perf_counter()
+
+    def _evaluate(self, number: int, state: TrainState) -> None:
+        found = held_out(self.program, state.params, self.dataset)
+        if found is not None and found["final"] is not None:
+            self.evaluations.append((number, found["final"]))
+            self.watch("evaluated", {"number": number, "bits_per_byte": found["final"]})
+
+    def reached(self, step: int) -> bool:
+        return not self.steps or self.steps[-1] == step
+
+    def why_short(self, step: int) -> str | None:
+        last = self.steps[-1] if self.steps else 0
+        return None if self.reached(step) else f"stopped after step {last} of {step}"
+
+    def measured(self, config: RunConfig) -> dict[str, Any]:
+        clock = measure.spread(self.seconds[measure.WARMUP :])
+        return {
+            "step_seconds": clock,
+            "loss": {
+                "steps": self.steps,
+                "values": self.losses,
+                "final": self.losses[-1] if self.losses else None,
+            },
+            "peak_bytes": measure.device_peak_bytes(),
+            "held_out": {
+                "steps": [number for number, _ in self.evaluations],
+                "bits_per_byte": [bits for _, bits in self.evaluations],
+                "final": self.evaluations[-1][1] if self.evaluations else None,
+            },
+            **measure.throughput(config, clock["median"] if clock else None),
+        }
+
+
+def _due(number: int, every: int) -> bool:
+    return every > 0 and number % every == 0
+
+
+def sample_text(
+    program: Program, state: TrainState, dataset: Dataset, plan: LongRun
+) -> str:
+    """The prompt and what the model makes of it."""
+    if not plan.sample:
+        return ""
+    prompt = np.asarray(dataset.tokenizer.encode(plan.prompt), np.int32)
+    new = generate(
+        program, state.params, prompt, plan.sample, temperature=plan.temperature
+    )
+    return plan.prompt + dataset.tokenizer.decode(new)
