@@ -41,7 +41,7 @@ Params = Mapping[str, Any]
 
 
 def letters(name: str) -> str:
-    """The dims at the end of a name: ``"gate_LDF" -> "LDF"``, scalars ``"step_" -> ""``.
+    """The dims at the end of a name: ``"gate_LDF" -> "LDF"``.
 
     Raises:
       ValueError: the name carries no dims, an unknown letter, or a letter twice.

@@ -25,7 +25,7 @@ WARMUP = 2
 
 
 def spread(seconds: Sequence[float]) -> dict[str, Any] | None:
-    """Median, 5th and 95th percentile and the number of repeats; ``None`` of nothing."""
+    """Median, 5th and 95th percentile and how many; ``None`` of nothing."""
     if not seconds:
         return None
     ordered = sorted(seconds)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +117,7 @@ def state_dims(state: Any, params: Params) -> Any:
 
 
 def _summed_over(keys: list[str], letters: str, shape: tuple[int, ...]) -> str:
-    """Adafactor's row moments lack the largest dim of a layer, column moments the next."""
+    """Adafactor's row moments lack a layer's largest dim, column moments the next."""
     if "v_row" not in keys and "v_col" not in keys:
         return letters
     stacked = letters.startswith("L")
@@ -153,7 +153,7 @@ def per_layer(
         new_layers, layer_state = jax.vmap(optimizer.update)(
             layer_updates, state["layers"], layers
         )
-        merged = {**new_ends, **new_layers}
+        merged = {**cast(dict, new_ends), **cast(dict, new_layers)}
         state = {"ends": end_state, "layers": layer_state}
         return {key: merged[key] for key in params}, state
 
@@ -210,7 +210,7 @@ def _muon(c: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformat
         adam_b2=c.b2,
         adam_weight_decay=c.weight_decay,
         adam_learning_rate=rate,
-        muon_weight_dimension_numbers=_hidden_matrices,
+        muon_weight_dimension_numbers=cast(Any, _hidden_matrices),
         # Updates as large as Adam's, so that one learning rate serves both groups
         # (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2).
         consistent_rms=0.2,
@@ -218,7 +218,7 @@ def _muon(c: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformat
 
 
 def _hidden_matrices(params: Params) -> Any:
-    """For each parameter the dims its matrix reads and writes; ``None`` goes to adamw."""
+    """The dims each parameter's matrix reads and writes; ``None`` goes to adamw."""
 
     def of(path: Any, _: Any) -> MuonDimensionNumbers | None:
         name = str(path[-1].key)

@@ -72,8 +72,8 @@ def explain(
     For each: its dims with their mesh axes, bytes per device, and the collectives it
     implies. Nothing is allocated, so any size and any machine will do:
 
-        scaling-lab explain --size 70b --target tpu-v5p:8x8x8 --layout fsdp=64,tensor=8 \\
-            --batch 512 --length 4096
+        scaling-lab explain --size 70b --target tpu-v5p:8x8x8 \\
+            --layout fsdp=64,tensor=8 --batch 512 --length 4096
 
     Args:
         run: What to explain.

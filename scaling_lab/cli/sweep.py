@@ -25,7 +25,7 @@ def sweep(
     Finished runs are skipped when code, jax and flags are the same, so the command can
     be repeated after any stop. The exit code is 1 if any row failed.
 
-        scaling-lab sweep --target cpu:8 --layout ddp fsdp hsdp --batch 8 16 --out runs/a
+        scaling-lab sweep --target cpu:8 --layout ddp fsdp --batch 8 16 --out runs/a
 
     Args:
         grid: What to run; every flag takes several values.
@@ -65,7 +65,7 @@ def run_configs(
     say.print(f"{len(configs)} runs, about {_duration(seconds)} on this machine")
     if dry_run:
         for config in configs:
-            say.print(f"  {_label(config)}")
+            say.print(f"  {_label(config)}", soft_wrap=True)
         return 0
     with _Watch(say, configs) as watch:
         summary = sweeps.sweep(
@@ -145,10 +145,11 @@ class _Watch:
             spent = row.provenance["seconds"]
             self.say.print(
                 f"  ok       {label}  loss {loss:.4f}, compiled in {compiled:.1f} s"
-                f"{hit}, {spent:.0f} s in all"
+                f"{hit}, {spent:.0f} s in all",
+                soft_wrap=True,
             )
         else:
-            self.say.print(f"  [red]{row.status:8}[/] {label}")
+            self.say.print(f"  [red]{row.status:8}[/] {label}", soft_wrap=True)
             self.say.print(f"           {row.reason.splitlines()[0]}", markup=False)
 
 

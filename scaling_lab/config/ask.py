@@ -7,11 +7,11 @@ import os
 from typing import Any
 
 from scaling_lab import models
-from scaling_lab.names import one_of
 from scaling_lab.config.run import RunConfig
 from scaling_lab.data import DataConfig, load
 from scaling_lab.hardware import parse_target
 from scaling_lab.layouts import parse
+from scaling_lab.names import one_of
 from scaling_lab.optimizers import OptimizerConfig
 
 _RUN = {field.name for field in dataclasses.fields(RunConfig)} - {

@@ -13,9 +13,9 @@ import jax
 from scaling_lab import dims, models, record
 from scaling_lab.data import DataConfig
 from scaling_lab.hardware import Target, parse_target
-from scaling_lab.names import one_of
 from scaling_lab.layouts import Layout, fit_kv_heads
 from scaling_lab.models.ops import RopeScaling
+from scaling_lab.names import one_of
 from scaling_lab.optimizers import OptimizerConfig
 
 #: Of the hash; raised only when old configs would mean something else.

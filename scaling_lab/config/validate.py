@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from scaling_lab import dims
-from scaling_lab.names import one_of
 from scaling_lab.config.run import RunConfig
 from scaling_lab.layouts import check
+from scaling_lab.names import one_of
 from scaling_lab.optimizers import make
 
 PRECISIONS = ("float32", "bfloat16")

@@ -49,18 +49,23 @@ def executed_per_token(config: RunConfig) -> float:
     """
     entries = record(config)
     forward = sum(_full(entry) for entry in entries)
-    again = sum(_full(entry) for entry in entries if recomputed(config.remat, entry))
+    again = sum(_full(entry) * recomputed(config.remat, entry) for entry in entries)
     return (3 * forward + again) / _tokens(entries)
 
 
-def recomputed(remat: str, entry: Entry) -> bool:
-    """Whether the backward pass makes a verb's result again under a remat policy."""
+def recomputed(remat: str, entry: Entry) -> float:
+    """The share of a verb that the backward pass does again under a remat policy.
+
+    Of attention whose result was kept it is the scores: they were not.
+    """
     kind, _, names = remat.partition(":")
     inside = entry.verb not in ("cross_entropy", "take")
-    if kind == "none" or not inside:
-        return False
+    if kind == "none" or not inside or entry.ends:
+        return 0.0
     listed = entry.name in names.split(",")
-    return {"full": True, "save": not listed, "recompute": listed}[kind]
+    if kind == "save" and listed and entry.verb == "attend":
+        return 0.5
+    return float({"full": True, "save": not listed, "recompute": listed}[kind])
 
 
 def _matmul(config: RunConfig) -> float:

@@ -32,6 +32,7 @@ class Entry:
       sizes: letter -> size, of one microbatch.
       times: how often in one forward pass: the layers of its stack.
       density: of the attention mask. top_k: of the experts.
+      ends: last of its block. Its result is the next block's input, which is kept.
     """
 
     verb: str
@@ -41,6 +42,7 @@ class Entry:
     times: int = 1
     density: float = 1.0
     top_k: int = 0
+    ends: bool = False
 
     @property
     def output(self) -> str:
@@ -128,7 +130,7 @@ class Ledger:
         top_k: int,
         name: str,
     ) -> Array:
-        """Writes the router down, and each expert's verbs as routing would call them."""
+        """Writes the router down; what its experts do is not counted yet."""
         sizes = dict(zip("BTD", h_BTD.shape, strict=True))
         sizes["E"] = jnp.asarray(router_DE).shape[1]
         self._write("experts", name, "BTD,DE->BTE", sizes, top_k=top_k)
@@ -147,6 +149,7 @@ class Ledger:
             self._times *= depth
             x_BTD, _, _ = segment.block(self, layer, x_BTD, per_batch, None)
             self._times //= depth
+            self.entries[-1] = dataclasses.replace(self.entries[-1], ends=True)
         return x_BTD, [], None
 
     def cross_entropy(

@@ -80,8 +80,9 @@ def _divides(
         return
     along = " × ".join(f"{axis}={layout.mesh[axis]}" for axis in axes)
     raise IllegalLayout(
-        f"layout {layout.name!r}, {what}: dim {letter}={size} ({dims.ALPHABET[letter]}) "
-        f"does not divide over {along}; {_nearest(letter, size, parts, axes)}"
+        f"layout {layout.name!r}, {what}: dim {letter}={size} "
+        f"({dims.ALPHABET[letter]}) does not divide over {along}; "
+        f"{_nearest(letter, size, parts, axes)}"
     )
 
 

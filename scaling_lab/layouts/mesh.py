@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -12,7 +13,7 @@ from scaling_lab.layouts.tables import IllegalLayout, Layout, Spec
 
 def make_mesh(
     layout: Layout,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
     axis_type: AxisType = AxisType.Auto,
 ) -> Mesh:
     """The layout's mesh on the first devices there are.

@@ -44,7 +44,9 @@ class Placement:
       remat: what the backward pass keeps, as `parallel.stack.remat` reads it.
       unroll: layers written out instead of scanned.
       attend_with: the attention of one device.
+      contract_with: the contraction of one device.
       loss_chunks: how many chunks of positions the loss is cut into; ``None`` decides.
+      loss_elements: logits of one device at a time, where it decides.
     """
 
     layout: Layout
@@ -53,7 +55,9 @@ class Placement:
     remat: str = "none"
     unroll: bool = False
     attend_with: attention.Attend = attention.dense
+    contract_with: equations.Contract = equations.contract
     loss_chunks: int | None = None
+    loss_elements: int = cross_entropy.KEEP_ELEMENTS
 
     def einsum(
         self, equation: str, *operands: Any, name: str, bias: Any = None
@@ -151,27 +155,28 @@ class Placement:
     def cross_entropy(
         self, hidden_BTD: Array, head_DV: Array, targets_BT: Array, *, name: str
     ) -> TokenLoss:
-        """`Verbs.cross_entropy`: by vocabulary shard, by chunk of positions, or both."""
+        """`Verbs.cross_entropy`: by vocabulary shard and by chunk of positions."""
         batch, length, _ = hidden_BTD.shape
-        vocabulary = head_DV.shape[1]
-        hidden_spec = self.layout.spec("acts", "BTD", name)
-        logits_spec = self.layout.spec("acts", "BTV", name)
-        rows = batch // self.layout.over(logits_spec[:1])
-        columns = vocabulary // self.layout.over(logits_spec[2:])
-        n = self.loss_chunks or cross_entropy.chunks(rows * length, length, columns)
+        spec = self.layout.spec("acts", "BTV", name)
+        rows = batch // self.layout.over(spec[:1])
+        columns = head_DV.shape[1] // self.layout.over(spec[2:])
+        n = self.loss_chunks or cross_entropy.chunks(
+            rows * length, length, columns, self.loss_elements
+        )
         with jax.named_scope(name):
-            # Gathered once, outside the chunks.
             head_DV = self._use(head_DV, "DV", name)
-            whole = (hidden_spec[0], (), ())
-            hidden_BTD = self._constrain(hidden_BTD.astype(self.compute), whole)
-
-            def loss(hidden_BTD, targets_BT):
-                logits_BTV = self._contract(
-                    "BTD,DV->BTV", (hidden_BTD, head_DV), logits_spec
-                )
-                return cross_entropy.token_loss(logits_BTV, targets_BT)
-
-            return cross_entropy.chunked(loss, hidden_BTD, targets_BT, n)
+            hidden_BTD = hidden_BTD.astype(self.compute)
+            if self.mesh is None:
+                return cross_entropy.token_loss(hidden_BTD, head_DV, targets_BT, n)
+            # Positions whole again before they are cut into chunks.
+            hidden_BTD = self._constrain(hidden_BTD, (spec[0], (), ()))
+            return cross_entropy.sharded_token_loss(
+                (hidden_BTD, head_DV, targets_BT),
+                n,
+                self.mesh,
+                spec[0] or None,
+                spec[2] or None,
+            )
 
     # How an array gets to where it is wanted.
 
@@ -195,7 +200,7 @@ class Placement:
         )
 
     def _contract(self, equation: str, operands: tuple[Array, ...], out: Spec) -> Array:
-        return self._constrain(equations.contract(equation, operands), out)
+        return self._constrain(self.contract_with(equation, operands), out)
 
     def _operand(self, operand: Array, term: str, around, name: str) -> Array:
         """A weight goes where `acts` says; an activation where the output will need it.

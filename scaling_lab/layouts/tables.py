@@ -75,7 +75,7 @@ class Layout:
         return count
 
     def table(self, kind: str) -> Table:
-        """The table called `params`, `grads`, `optimizer` or `acts`, defaults filled."""
+        """The table `params`, `grads`, `optimizer` or `acts`, its default filled in."""
         own = getattr(self, kind)
         return self.params if own is None else own
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -71,7 +71,7 @@ class RopeScaling:
 def rope_tables(
     positions_BT: Array, width: int, base: float, scaling: RopeScaling | None
 ) -> dict[str, Array]:
-    """Sines and cosines of rotary positions (Su et al. 2021), float32, P = width / 2."""
+    """Sines and cosines of rotary positions (Su et al. 2021), P = width / 2."""
     frequency_P = base ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
     if scaling is not None:
         wavelength_P = 2 * math.pi / frequency_P
@@ -151,7 +151,9 @@ def parameters(module: nnx.Module) -> dict[str, Any]:
     return flat
 
 
-def stacked(block: type[nnx.Module], config: Any, key: Array) -> dict[str, Any]:
+def stacked(
+    block: Callable[..., nnx.Module], config: Any, key: Array
+) -> dict[str, Any]:
     """Parameters of L like layers, each from its own key, stacked with a leading L."""
 
     def one(key):
@@ -161,7 +163,9 @@ def stacked(block: type[nnx.Module], config: Any, key: Array) -> dict[str, Any]:
     return {dims.stacked(name): array for name, array in layers.items()}
 
 
-def segment(block: type[nnx.Module], config: Any, params: Mapping[str, Any]) -> Segment:
+def segment(
+    block: Callable[..., nnx.Module], config: Any, params: Mapping[str, Any]
+) -> Segment:
     """L like layers for `place.stack`. The block closes over a config and no arrays."""
     return Segment(functools.partial(_run, block, config), params)
 

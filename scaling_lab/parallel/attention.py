@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,67 @@ def dense(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask) -> Array:
         "BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH, precision=precision
     )
     return out_BTKGH.reshape(b, t, n, h)
+
+
+def blockwise(
+    q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask, block: int = 128
+) -> Array:
+    """Softmax attention, one block of queries at a time, over the keys it can see.
+
+    Keys that causality or the window hides from a whole block are never scored, which
+    halves the work of a causal mask; scores of one block exist at a time. Where the
+    order of keys is not known (decoding), this is `dense`.
+    """
+    b, t, n, h = q_BTNH.shape
+    s, k = k_BSKH.shape[1:3]
+    if not (mask.ordered and mask.causal and t == s and t > block):
+        return dense(q_BTNH, k_BSKH, v_BSKH, mask)
+    # Heads before positions, once, so that every product below is a plain batched one.
+    q_BKGTH = (q_BTNH * h**-0.5).reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)
+    k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
+    blocks = []
+    for start in range(0, t, block):
+        queries = slice(start, min(start + block, t))
+        first = 0 if mask.window is None else max(0, start - mask.window + 1)
+        keys = slice(first, queries.stop)
+        blocks.append(
+            _block(
+                q_BKGTH[:, :, :, queries],
+                k_BKSH[:, :, keys],
+                v_BKSH[:, :, keys],
+                _part(mask, queries, keys).visible_BTS(),
+            )
+        )
+    out_BKGTH = jnp.concatenate(blocks, 3)
+    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
+
+
+def _block(q_BKGTH: Array, k_BKSH: Array, v_BKSH: Array, visible_BTS: Array) -> Array:
+    exact = q_BKGTH.dtype == jnp.float32
+    precision = jax.lax.Precision.HIGHEST if exact else None
+    scores_BKGTS = jnp.einsum(
+        "BKGTH,BKSH->BKGTS",
+        q_BKGTH,
+        k_BKSH,
+        precision=precision,
+        preferred_element_type=jnp.float32,
+    )
+    scores_BKGTS = jnp.where(visible_BTS[:, None, None], scores_BKGTS, HIDDEN)
+    weights_BKGTS = jax.nn.softmax(scores_BKGTS, -1).astype(q_BKGTH.dtype)
+    return jnp.einsum("BKGTS,BKSH->BKGTH", weights_BKGTS, v_BKSH, precision=precision)
+
+
+def _part(mask: Mask, queries: slice, keys: slice) -> Mask:
+    def cut(array: Array | None, where: slice) -> Array | None:
+        return None if array is None else array[:, where]
+
+    return dataclasses.replace(
+        mask,
+        q_positions_BT=mask.q_positions_BT[:, queries],
+        k_positions_BS=mask.k_positions_BS[:, keys],
+        q_segments_BT=cut(mask.q_segments_BT, queries),
+        k_segments_BS=cut(mask.k_segments_BS, keys),
+    )
 
 
 def by_heads(

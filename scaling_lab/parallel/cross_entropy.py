@@ -1,95 +1,119 @@
 """The loss of the next token, never holding all logits in one place.
 
-Sharded over the vocabulary, each device holds its slice of the logits and only two
-numbers per token cross the wires: the log-normaliser's parts and the target's logit
-(Megatron-LM, Shoeybi et al. 2019, section 3). Chunked over positions, logits of one
-chunk exist at a time and the backward pass makes them again.
+Each device sees to its own sequences and its own slice of the vocabulary: only three
+numbers per token cross the wires (Megatron-LM, Shoeybi et al. 2019, section 3), and
+the head's gradient is summed over devices once, not once per chunk. Logits of one
+chunk of positions exist at a time; past a size they are made again in the backward
+pass instead of being kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
+from scaling_lab.parallel import equations
 from scaling_lab.parallel.verbs import TokenLoss
 
 Array = jax.Array
 
-#: Logits per device that may exist at once before positions are chunked, in elements.
-CHUNK_ELEMENTS = 2**26
+#: Logits of one device that are kept for the backward pass, in elements.
+KEEP_ELEMENTS = 2**26
 
 
-def chunks(tokens: int, length: int, vocabulary: int) -> int:
-    """The fewest equal chunks of `length` positions that keep logits small.
+def chunks(tokens: int, length: int, vocabulary: int, elements: int) -> int:
+    """The fewest equal chunks of positions whose logits have at most `elements`.
 
     Args:
-      tokens: tokens per device. vocabulary: logits per token and device.
+      tokens: of one device, in sequences of `length`. vocabulary: of one device.
     """
-    wanted = min(length, max(1, -(-tokens * vocabulary // CHUNK_ELEMENTS)))
+    wanted = min(length, max(1, -(-tokens * vocabulary // elements)))
     return next(n for n in range(wanted, length + 1) if length % n == 0)
 
 
-def chunked(
-    loss: Callable[[Array, Array], TokenLoss],
+def token_loss(
     hidden_BTD: Array,
+    head_DV: Array,
     targets_BT: Array,
     n: int,
+    vocabulary_axes: Any = None,
 ) -> TokenLoss:
-    """`loss` over `n` chunks of positions, one after another, logits recomputed."""
-    if n == 1:
-        return loss(hidden_BTD, targets_BT)
+    """The loss on one device, in `n` chunks of positions.
+
+    Args:
+      vocabulary_axes: mesh axes that dim V is divided over, inside `shard_map`.
+    """
     batch, length, width = hidden_BTD.shape
-    size = length // n
-    hidden = hidden_BTD.reshape(batch, n, size, width).swapaxes(0, 1)
-    targets = targets_BT.reshape(batch, n, size).swapaxes(0, 1)
+    loss = functools.partial(_chunk, vocabulary_axes)
+    if n == 1:
+        return loss(head_DV, hidden_BTD, targets_BT)
+    if batch * length * head_DV.shape[1] > KEEP_ELEMENTS:
+        loss = jax.checkpoint(loss)
+    hidden = hidden_BTD.reshape(batch, n, length // n, width).swapaxes(0, 1)
+    targets = targets_BT.reshape(batch, n, length // n).swapaxes(0, 1)
 
     def body(_, chunk):
-        return None, jax.checkpoint(loss)(*chunk)
+        return None, loss(head_DV, *chunk)
 
     _, parts = jax.lax.scan(body, None, (hidden, targets))
     return jax.tree.map(lambda p: p.swapaxes(0, 1).reshape(batch, length), parts)
 
 
-@jax.custom_vjp
-def token_loss(logits_BTV: Array, targets_BT: Array) -> TokenLoss:
-    """Negative log-likelihood in float32 from logits of any dtype.
+def sharded_token_loss(
+    arrays: tuple[Array, Array, Array],
+    n: int,
+    mesh: Any,
+    batch: Any,
+    vocabulary_axes: Any,
+) -> TokenLoss:
+    """`token_loss` on every device's own sequences and slice of the vocabulary.
 
-    The target's logit is picked by comparison, not by gathering: each device sees to
-    its own slice of the vocabulary and nothing is scattered in the backward pass.
+    Args:
+      arrays: ``hidden_BTD``, ``head_DV``, ``targets_BT``.
+      batch: mesh axes of dim B. vocabulary_axes: those of dim V.
     """
-    return _forward(logits_BTV, targets_BT)[0]
+    rows = PartitionSpec(batch, None)
+
+    def local(hidden_BTD: Array, head_DV: Array, targets_BT: Array):
+        return tuple(token_loss(hidden_BTD, head_DV, targets_BT, n, vocabulary_axes))
+
+    losses = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(
+            PartitionSpec(batch, None, None),
+            PartitionSpec(None, vocabulary_axes),
+            rows,
+        ),
+        out_specs=(rows, rows),
+    )(*arrays)
+    return TokenLoss(*losses)
 
 
-def _forward(logits_BTV, targets_BT):
-    wide_BTV = logits_BTV.astype(jnp.float32)
-    peak_BT = jax.lax.stop_gradient(jnp.max(wide_BTV, -1))
-    total_BT = jnp.sum(jnp.exp(wide_BTV - peak_BT[..., None]), -1)
+def _chunk(
+    axes: Any, head_DV: Array, hidden_BTD: Array, targets_BT: Array
+) -> TokenLoss:
+    logits_BTV = equations.contract("BTD,DV->BTV", (hidden_BTD, head_DV))
+    logits_BTV = logits_BTV.astype(jnp.float32)
+    own = logits_BTV.shape[-1]
+    first = 0 if axes is None else jax.lax.axis_index(axes) * own
+    # Picked by comparison, not by gathering: nothing is scattered going backwards.
+    ids_V = first + jnp.arange(own)
+    hit_BTV = targets_BT[..., None] == ids_V[None, None]
+    target_BT = jnp.sum(jnp.where(hit_BTV, logits_BTV, 0.0), -1)
+    peak_BT = jax.lax.stop_gradient(jnp.max(logits_BTV, -1))
+    if axes is not None:
+        peak_BT = jax.lax.pmax(peak_BT, axes)
+    total_BT = jnp.sum(jnp.exp(logits_BTV - peak_BT[..., None]), -1)
+    if axes is not None:
+        total_BT, target_BT = jax.lax.psum((total_BT, target_BT), axes)
     normalizer_BT = jnp.log(total_BT) + peak_BT
-    hit_BTV = _hit(targets_BT, logits_BTV.shape)
-    target_BT = jnp.sum(jnp.where(hit_BTV, wide_BTV, 0.0), -1)
     counted_BT = targets_BT >= 0
-    nll_BT = jnp.where(counted_BT, normalizer_BT - target_BT, 0.0)
-    loss = TokenLoss(nll_BT, jnp.where(counted_BT, normalizer_BT, 0.0))
-    return loss, (logits_BTV, targets_BT, normalizer_BT)
-
-
-def _backward(residuals, cotangent: TokenLoss):
-    logits_BTV, targets_BT, normalizer_BT = residuals
-    counted_BT = targets_BT >= 0
-    nll_BT1 = jnp.where(counted_BT, cotangent.nll_BT, 0.0)[..., None]
-    lse_BT1 = jnp.where(counted_BT, cotangent.log_normalizer_BT, 0.0)[..., None]
-    wide_BTV = logits_BTV.astype(jnp.float32)
-    probability_BTV = jnp.exp(wide_BTV - normalizer_BT[..., None])
-    hit_BTV = _hit(targets_BT, logits_BTV.shape)
-    gradient_BTV = (nll_BT1 + lse_BT1) * probability_BTV
-    gradient_BTV -= jnp.where(hit_BTV, nll_BT1, 0.0)
-    return gradient_BTV.astype(logits_BTV.dtype), None
-
-
-token_loss.defvjp(_forward, _backward)
-
-
-def _hit(targets_BT: Array, shape: tuple[int, ...]) -> Array:
-    return targets_BT[..., None] == jnp.arange(shape[-1])[None, None, :]
+    return TokenLoss(
+        jnp.where(counted_BT, normalizer_BT - target_BT, 0.0),
+        jnp.where(counted_BT, normalizer_BT, 0.0),
+    )

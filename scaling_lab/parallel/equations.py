@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +12,7 @@ import jax.numpy as jnp
 from scaling_lab import dims as alphabet
 
 Array = jax.Array
+Contract = Callable[[str, tuple[Array, ...]], Array]
 
 
 def parse(equation: str) -> tuple[tuple[str, ...], str]:
@@ -57,7 +60,8 @@ def check(equation: str, operands: tuple[Any, ...], name: str) -> dict[str, int]
         for letter, size in zip(term, operand.shape, strict=True):
             if sizes.setdefault(letter, size) != size:
                 raise ValueError(
-                    f"{name}: dim {letter} is {sizes[letter]} and {size} in {equation!r}"
+                    f"{name}: dim {letter} is {sizes[letter]} and {size} in "
+                    f"{equation!r}"
                 )
     return sizes
 
@@ -74,6 +78,45 @@ def contract(equation: str, operands: tuple[Array, ...], out_sharding=None) -> A
         precision=jax.lax.Precision.HIGHEST if exact else None,
         out_sharding=out_sharding,
     )
+
+
+def contract_narrow(equation: str, operands: tuple[Array, ...]) -> Array:
+    """`contract`, with a weight's gradient made from its narrower side.
+
+    The product of two tall matrices wants one of them transposed. XLA:CPU copies the
+    left one, so the narrower goes there and the small result is turned instead.
+    """
+    terms, output = parse(equation)
+    if len(terms) != 2 or "B" in terms[1] or not contracted(terms, output):
+        return contract(equation, operands)
+    return _narrow(*operands, equation)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _narrow(x: Array, weight: Array, equation: str) -> Array:
+    return contract(equation, (x, weight))
+
+
+def _narrow_forward(x, weight, equation):
+    return contract(equation, (x, weight)), (x, weight)
+
+
+def _narrow_backward(equation, residuals, gradient):
+    x, weight = residuals
+    (left, right), output = parse(equation)
+    dx = contract(f"{output},{right}->{left}", (gradient, weight))
+    read = "".join(letter for letter in right if letter in left)
+    written = "".join(letter for letter in right if letter in output)
+    if x.size <= gradient.size or read + written != right:
+        return dx, contract(f"{left},{output}->{right}", (x, gradient))
+    turned = contract(f"{output},{left}->{written}{read}", (gradient, x))
+    # Without the barrier XLA folds the transpose back into the product.
+    turned = jax.lax.optimization_barrier(turned)
+    order = [(written + read).index(letter) for letter in right]
+    return dx, jnp.transpose(turned, order)
+
+
+_narrow.defvjp(_narrow_forward, _narrow_backward)
 
 
 def _multiply(

@@ -86,7 +86,7 @@ def scan(block: Block, segment: Segment, x_BTD: Array, per_batch: Batch, cache):
 def unroll(block: Block, segment: Segment, x_BTD: Array, per_batch: Batch, cache):
     """The layers written out: no loop carries, at the price of compile time."""
     depth = len(jax.tree.leaves(segment.params)[0])
-    layers = unstack(_per_layer(segment.params), depth)
+    layers: Any = unstack(_per_layer(segment.params), depth)
     caches = [jax.tree.map(lambda c, i=i: c[i], cache) for i in range(depth)]
     auxes = []
     for i, params in enumerate(layers):

@@ -12,7 +12,7 @@ Array = jax.Array
 
 
 def rows(table_VD: Array, indices_BT: Array) -> Array:
-    """``table[indices]``; an index outside the table yields zeros, never a neighbour."""
+    """``table[indices]``; an index outside the table yields zeros."""
     return table_VD.at[indices_BT].get(mode="fill", fill_value=0)
 
 

@@ -63,7 +63,7 @@ class Mask:
         return seen_BTS
 
     def density(self) -> float:
-        """Fraction of (query, key) pairs seen, documents apart, from the static part."""
+        """Fraction of (query, key) pairs seen, not looking at documents."""
         t, s = self.q_positions_BT.shape[1], self.k_positions_BS.shape[1]
         if not self.causal and self.window is None:
             return 1.0

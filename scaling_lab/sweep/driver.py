@@ -68,12 +68,14 @@ def sweep(
     rows: list[RunRecord] = []
     counts = {"ran": 0, "kept": 0, "stale": 0}
     for config in configs:
-        row = known.get(config.id)
-        finished = row is not None and row.status == "ok"
-        stale = finished and row.environment != environment(config.xla_flags)
+        finished = known.get(config.id)
+        if finished is not None and finished.status != "ok":
+            finished = None
+        current = environment(config.xla_flags)
+        stale = finished is not None and finished.environment != current
         counts["stale"] += stale
-        if finished and (keep_stale or not stale):
-            assert row is not None
+        if finished is not None and (keep_stale or not stale):
+            row = finished
             counts["kept"] += 1
             watch("kept", config, {})
         else:

@@ -41,7 +41,7 @@ def _values(word: str, value: Any) -> Sequence[Any]:
 
 
 def estimate_seconds(configs: Iterable[RunConfig]) -> float:
-    """A rough guess of how long runs will take on this machine, to the factor of two."""
+    """A rough guess, to a factor of two, of how long runs will take here."""
     return sum(map(_estimate, configs))
 
 

@@ -1,4 +1,4 @@
-"""A long run in this process: progress, evaluation, checkpoints, a record, some text."""
+"""A long run in this process: evaluation, checkpoints, a record, some text."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class LongRun:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What a long run leaves: the program and its last state, the record, the sample."""
+    """What a long run leaves: its program, last state, record and sample."""
 
     program: Program
     state: TrainState

@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 
-from scaling_lab import cost, measure
 from scaling_lab import compile as compiler
+from scaling_lab import cost, measure
 from scaling_lab.config import RunConfig, check_remat, validate, with_data
 from scaling_lab.data import Dataset
 from scaling_lab.layouts import IllegalLayout
@@ -128,7 +128,7 @@ def _fill(
 def compile_step(
     program: Program, state: Any, batch: Any
 ) -> tuple[Program, dict[str, Any]]:
-    """The program with its step compiled ahead, and the record's ``compiled`` column."""
+    """The program with its step compiled, and the record's ``compiled`` column."""
     hits: list[str] = []
 
     def listen(event: str, **_: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jax.sharding import AxisType, Sharding, SingleDeviceSharding
 from scaling_lab import dims, layouts, models, optimizers
 from scaling_lab.config import RunConfig
 from scaling_lab.layouts import ExplicitPlacement, Placement
+from scaling_lab.parallel import attention, equations
 from scaling_lab.train.step import (
     Metrics,
     TrainState,
@@ -64,7 +65,16 @@ def make_placement(config: RunConfig, devices: Any = None) -> Placement:
         and short
         and config.remat == "none"  # XLA:CPU undoes rematerialisation outside loops
     )
+    # What suits a CPU's caches and Eigen's products; a TPU or GPU has its own ways.
+    habits: dict[str, Any] = {}
+    if on_cpu:
+        habits = {
+            "attend_with": attention.blockwise,
+            "contract_with": equations.contract_narrow,
+            "loss_elements": 2**22,
+        }
     return cls(
+        **habits,
         layout=layout,
         mesh=None if one else layouts.make_mesh(layout, devices, kind),
         compute=jnp.dtype(config.precision),
@@ -106,8 +116,8 @@ def state_shardings(
 ) -> Any:
     """Where every array of the state rests, by the `params` and `optimizer` tables."""
     abstract = jax.eval_shape(functools.partial(_init, config, optimizer))
-    letters = TrainState(
-        step="",
+    letters: Any = TrainState(
+        step=cast(Any, ""),
         params=jax.tree.map_with_path(
             lambda path, leaf: dims.check(leaf_name(path), leaf.shape), abstract.params
         ),

@@ -81,7 +81,7 @@ def _loss(
 
 
 def _gradients(config: RunConfig, place: Placement, params: Any, batch: Metrics):
-    """Gradients of the whole batch's mean loss, and metrics; one microbatch at a time."""
+    """Gradients of the whole batch's mean loss, one microbatch at a time; metrics."""
     total = jnp.maximum(1, jnp.sum(batch["targets_BT"] >= 0))
     compute = jax.value_and_grad(functools.partial(_loss, config, place), has_aux=True)
 
@@ -133,16 +133,18 @@ def _update(
 ) -> TrainState:
     gradients = on_table(place, "optimizer", gradients)
     params = on_table(place, "optimizer", state.params)
-    update = optimizer.update
+    update: Any = optimizer.update
     if isinstance(place, ExplicitPlacement):
         # Orthogonalisation and factored moments have no sharding-in-types rules.
-        like = jax.tree.map(
-            lambda x: jax.typeof(x).sharding, (gradients, state.optimizer)
-        )
+        like = jax.tree.map(_sharding_of, (gradients, state.optimizer))
         update = jax.sharding.auto_axes(update, out_sharding=like)
     updates, optimizer_state = update(gradients, state.optimizer, params)
     params = optax.apply_updates(params, updates)
     return TrainState(state.step, on_table(place, "params", params), optimizer_state)
+
+
+def _sharding_of(array: Array) -> Any:
+    return jax.typeof(array).sharding
 
 
 def on_table(place: Placement, kind: str, tree: Any) -> Any:

@@ -114,15 +114,27 @@ def test_memory_choices_change_no_number(changes, tiny, batches, kept):
     same(Trained(run_of(tiny("llama"), FSDP_TENSOR, **changes), batches), kept)
 
 
-def test_full_remat_needs_less_memory(tiny, packed):
-    """Four layers of long sequences: what is kept dominates."""
+def test_recomputing_needs_less_memory(tiny, packed):
+    """Of four scanned layers what is kept between the passes dominates."""
     model, batch = tiny("llama", L=4), packed(8, 128)
     needed = {}
-    for policy in ("none", "full", "recompute:ffn/gate,ffn/up"):
-        config = run_of(model, "data=8", length=128, remat=policy)
-        memory = compiled_step(config, batch).memory_analysis()
-        needed[policy] = memory.temp_size_in_bytes
-    assert needed["full"] < needed["recompute:ffn/gate,ffn/up"] < needed["none"]
+    for policy in ("none", "full", "save:ffn/gate", "recompute:ffn/gate,ffn/up"):
+        fields = {"length": 128, "remat": policy, "stack": "scan"}
+        memory = compiled_step(run_of(model, "data=8", **fields), batch)
+        needed[policy] = memory.memory_analysis().temp_size_in_bytes
+    assert needed["full"] < needed["save:ffn/gate"] < needed["none"]
+    assert needed["recompute:ffn/gate,ffn/up"] < needed["none"], needed
+
+
+def test_gathered_weights_are_gathered_again(tiny, batches):
+    """By layer, the backward pass gathers anew and keeps less; once, it keeps them."""
+    model, gathers, needed = tiny("llama", L=4), {}, {}
+    for layout in ("fsdp=8", "fsdp=8+gather_once"):
+        compiled = compiled_step(run_of(model, layout, stack="scan"), batches[0])
+        gathers[layout] = len(re.findall(r" all-gather(?:-start)?\(", compiled.as_text()))
+        needed[layout] = compiled.memory_analysis().temp_size_in_bytes
+    assert gathers["fsdp=8"] > gathers["fsdp=8+gather_once"]
+    assert needed["fsdp=8"] < needed["fsdp=8+gather_once"]
 
 
 # --- Logits

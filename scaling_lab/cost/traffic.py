@@ -1,0 +1,178 @@
+"""What must cross the wires: the collectives that a layout implies.
+
+What is said here is implied by the tables; the compiled module says what the compiler
+made of it. A collective that stands there and not here is one nobody asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax.numpy as jnp
+
+from scaling_lab import dims
+from scaling_lab.config import RunConfig
+from scaling_lab.cost.ledger import Entry, record
+from scaling_lab.layouts import Layout, Spec
+from scaling_lab.parallel import equations
+
+
+@dataclasses.dataclass(frozen=True)
+class Implied:
+    """A collective that a layout implies: bytes of one device in one step."""
+
+    kind: str
+    axes: tuple[str, ...]
+    bytes: int
+    why: str
+
+
+def of_parameter(
+    config: RunConfig, layout: Layout, name: str, elements: int
+) -> Iterator[Implied]:
+    """A stored weight to where it is used, and an updated one to where it is stored."""
+    letters = dims.letters(name)
+    stored = layout.spec("params", letters, name)
+    used = layout.spec("acts", letters.removeprefix("L"), name)
+    used = ((),) + used if letters.startswith("L") else used
+    apart = _missing(stored, used)
+    if apart:
+        itemsize = jnp.dtype(config.precision).itemsize
+        again = layout.gather == "layer" and letters.startswith("L")
+        passes = config.accumulate * (2 if again else 1)
+        size = elements * itemsize // layout.over(used)
+        why = "gathered where it is used" + (", twice" if again else "")
+        yield Implied("all-gather", apart, passes * size, why)
+    updated = layout.spec("optimizer", letters, name)
+    apart = _missing(updated, stored)
+    if apart:
+        size = elements * 4 // layout.over(stored)
+        yield Implied("all-gather", apart, size, "updated where its state rests")
+
+
+def of_gradient(
+    config: RunConfig, layout: Layout, name: str, size: int
+) -> Iterator[Implied]:
+    """A gradient summed over the axes that its batch and positions are divided over."""
+    letters = dims.letters(name)
+    one_layer = letters.removeprefix("L")
+    apart = set(layout.spec("acts", "B")[0])
+    if not _multiplied(config, name):
+        # A norm's scale or a bias meets positions where they are, undivided or not.
+        apart |= {
+            axis for axes in layout.spec("acts", f"BT{one_layer}")[:2] for axis in axes
+        }
+    own = layout.spec("acts", one_layer, name)
+    partial = tuple(axis for axis in layout.mesh if axis in apart)
+    held = size // layout.over(own)
+    reduced = {axis for axes in layout.spec("grads", letters, name) for axis in axes}
+    scattered = tuple(axis for axis in partial if axis in reduced)
+    summed = tuple(axis for axis in partial if axis not in reduced)
+    if scattered:
+        yield Implied(
+            "reduce-scatter", scattered, held * config.accumulate, "summed and divided"
+        )
+        held //= layout.over((scattered,))
+    if summed:
+        yield Implied("all-reduce", summed, held * config.accumulate, "summed")
+
+
+def _multiplied(config: RunConfig, name: str) -> bool:
+    """Whether a parameter is a matrix to the model: contracted, or looked up in."""
+    stems = {
+        entry.name.rpartition("/")[2]
+        for entry in record(config)
+        if entry.flops or entry.verb == "take"
+    }
+    return dims.stem(name) in stems
+
+
+def of_verb(
+    config: RunConfig, layout: Layout, entry: Entry, held: int
+) -> Iterator[Implied]:
+    """Partial sums of a contraction, forward; and what its operands were gathered from.
+
+    Each has its mirror in the backward pass: a sum's gradient is gathered or copied, a
+    gather's is summed and divided.
+    """
+    if entry.verb == "take":
+        rows = layout.spec("acts", entry.weights[0], entry.name)[0]
+        if rows:
+            # Summed before its positions are divided.
+            parts = layout.over(layout.spec("acts", entry.output, entry.name)[1:2])
+            size = held * parts * config.accumulate
+            yield Implied("all-reduce", rows, size, "each device holds some rows")
+        return
+    if entry.verb == "attend":
+        yield from _shared_heads(config, layout, entry)
+        return
+    terms, output = equations.parse(entry.equation)
+    spec = layout.spec("acts", output, entry.name)
+    placed = {axis for axes in spec for axis in axes}
+    summed = equations.contracted(terms, output)
+    own = dict(zip(terms[0], layout.spec("acts", terms[0], entry.name), strict=True))
+    steps = config.accumulate
+    for letter in sorted(summed):
+        axes = own.get(letter, ())
+        if not axes:
+            continue
+        divided = set(axes) <= placed
+        kind = "reduce-scatter" if divided else "all-reduce"
+        size = held * layout.over((axes,)) if divided else held
+        yield Implied(kind, axes, size * steps, f"partial sums over {letter}")
+        if divided:
+            yield Implied("all-gather", axes, size * steps, "its gradient")
+    yield from _operand_gather(config, layout, entry, (summed, own, placed))
+
+
+def _shared_heads(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Implied]:
+    """Key-value heads held whole where query heads are divided: their gradients."""
+    batch, _, queries, _ = layout.spec("acts", "BTNH", entry.name)
+    keys = layout.spec("acts", "BSKH", entry.name)[2]
+    axes = tuple(axis for axis in queries if axis not in keys)
+    if axes:
+        itemsize = jnp.dtype(config.precision).itemsize
+        size = 2 * entry.elements("BSKH") * itemsize * entry.times
+        size = size * config.accumulate // layout.over((batch, keys))
+        yield Implied("all-reduce", axes, size, "gradient of keys and values")
+
+
+def _operand_gather(config: RunConfig, layout: Layout, entry: Entry, around: Any):
+    """The activation operand, gathered before; its gradient summed after."""
+    summed, own, placed = around
+    term, output = equations.parse(entry.equation)
+    itemsize = jnp.dtype(config.precision).itemsize
+    spec = dict(zip(output, layout.spec("acts", output, entry.name), strict=True))
+    size = entry.elements(term[0]) * itemsize * entry.times
+    size //= layout.over(tuple(spec.get(letter, ()) for letter in term[0]))
+    size *= config.accumulate
+    gone = {
+        axis
+        for letter, axes in own.items()
+        if letter not in summed
+        for axis in axes
+        if axis not in spec.get(letter, ())
+    }
+    axes = tuple(axis for axis in layout.mesh if axis in gone)
+    if axes and not any(set(own[letter]) & gone for letter in summed):
+        yield Implied("all-gather", axes, size, f"{term[0]} for {entry.name}")
+        yield Implied("reduce-scatter", axes, size, "its gradient")
+    # A weight's dim that the output keeps divided makes the operand's gradient partial.
+    lone = {
+        axis
+        for weight in entry.weights
+        for letter in weight
+        if letter in output and letter not in term[0]
+        for axis in spec.get(letter, ())
+    } - gone
+    axes = tuple(axis for axis in layout.mesh if axis in lone)
+    if axes:
+        yield Implied("all-reduce", axes, size, f"gradient of {term[0]}")
+
+
+def _missing(before: Spec, after: Spec) -> tuple[str, ...]:
+    """Axes an array is divided over before and not after."""
+    left = {axis for axes in after for axis in axes}
+    return tuple(axis for axes in before for axis in axes if axis not in left)
