@@ -7,7 +7,6 @@ be restored; the config lies beside the arrays and must agree when they are read
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +99,3 @@ class Checkpoints:
                 + "; ".join(differing)
                 + ". Use the same options, or another --out"
             )
-
-
-def every(steps: int, save: Callable[[TrainState], None]) -> Callable[..., None]:
-    """A hook for `train.fit` that saves each so many steps; 0 never saves."""
-
-    def on_step(number: int, _: Any, state: TrainState) -> None:
-        if steps and number % steps == 0:
-            save(state)
-
-    return on_step

@@ -158,7 +158,11 @@ def test_a_query_that_sees_nothing_stays_finite():
         ("BTD,DF->BTX", [(1, 2, 3), (3, 4)], r"unknown dim\(s\) \['X'\]"),
         ("BTD,DF->BTN", [(1, 2, 3), (3, 4)], r"no operand has dim\(s\) \['N'\]"),
         ("BTD,DF->BTF", [(1, 2, 3)], "ffn/up: .* takes 2 operands, got 1"),
-        ("BTD,DF->BTF", [(1, 3), (3, 4)], r"ffn/up: 'BTD' in .* has 3 dims, .*\(1, 3\)"),
+        (
+            "BTD,DF->BTF",
+            [(1, 3), (3, 4)],
+            r"ffn/up: 'BTD' in .* has 3 dims, .*\(1, 3\)",
+        ),
         ("BTD,DF->BTF", [(1, 2, 3), (5, 4)], "ffn/up: dim D is 3 and 5 in"),
     ],
 )

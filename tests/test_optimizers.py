@@ -289,7 +289,9 @@ def test_moments_have_their_parameters_dims():
 
 
 def test_square_norms():
-    found = optimizers.square_norms({"a_D": jnp.array([3.0, 4.0]), "l": {"b_L": jnp.array([2.0])}})
+    found = optimizers.square_norms(
+        {"a_D": jnp.array([3.0, 4.0]), "l": {"b_L": jnp.array([2.0])}}
+    )
     assert {path: float(value) for path, value in found.items()} == {
         "a_D": 25.0,
         "l/b_L": 4.0,

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax.sharding import PartitionSpec
 
 from scaling_lab.parallel.verbs import Mask
@@ -21,9 +22,8 @@ HIDDEN = -1e30
 
 def dense(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask) -> Array:
     """Softmax attention with every score written out; softmax in float32."""
-    b, t, n, h = q_BTNH.shape
-    k = k_BSKH.shape[2]
-    q_BTKGH = q_BTNH.reshape(b, t, k, n // k, h)
+    k, h = k_BSKH.shape[2:]
+    q_BTKGH = rearrange(q_BTNH, "b t (k g) h -> b t k g h", k=k)
     exact = q_BTNH.dtype == jnp.float32
     precision = jax.lax.Precision.HIGHEST if exact else None
     scores_BKGTS = jnp.einsum(
@@ -39,7 +39,7 @@ def dense(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask) -> Array:
     out_BTKGH = jnp.einsum(
         "BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH, precision=precision
     )
-    return out_BTKGH.reshape(b, t, n, h)
+    return rearrange(out_BTKGH, "b t k g h -> b t (k g) h")
 
 
 def blockwise(
@@ -51,13 +51,12 @@ def blockwise(
     halves the work of a causal mask; scores of one block exist at a time. Where the
     order of keys is not known (decoding), this is `dense`.
     """
-    b, t, n, h = q_BTNH.shape
-    s, k = k_BSKH.shape[1:3]
+    t, s, (k, h) = q_BTNH.shape[1], k_BSKH.shape[1], k_BSKH.shape[2:]
     if not (mask.ordered and mask.causal and t == s and t > block):
         return dense(q_BTNH, k_BSKH, v_BSKH, mask)
     # Heads before positions, once, so that every product below is a plain batched one.
-    q_BKGTH = (q_BTNH * h**-0.5).reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)
-    k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
+    q_BKGTH = rearrange(q_BTNH * h**-0.5, "b t (k g) h -> b k g t h", k=k)
+    k_BKSH, v_BKSH = (rearrange(a, "b s k h -> b k s h") for a in (k_BSKH, v_BSKH))
     blocks = []
     for start in range(0, t, block):
         queries = slice(start, min(start + block, t))
@@ -72,7 +71,7 @@ def blockwise(
             )
         )
     out_BKGTH = jnp.concatenate(blocks, 3)
-    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
+    return rearrange(out_BKGTH, "b k g t h -> b t (k g) h")
 
 
 def _block(q_BKGTH: Array, k_BKSH: Array, v_BKSH: Array, visible_BTS: Array) -> Array:

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax.sharding import PartitionSpec
 
 from scaling_lab.parallel import equations
@@ -47,20 +48,20 @@ def token_loss(
     Args:
       vocabulary_axes: mesh axes that dim V is divided over, inside `shard_map`.
     """
-    batch, length, width = hidden_BTD.shape
+    batch, length, _ = hidden_BTD.shape
     loss = functools.partial(_chunk, vocabulary_axes)
     if n == 1:
         return loss(head_DV, hidden_BTD, targets_BT)
     if batch * length * head_DV.shape[1] > KEEP_ELEMENTS:
         loss = jax.checkpoint(loss)
-    hidden = hidden_BTD.reshape(batch, n, length // n, width).swapaxes(0, 1)
-    targets = targets_BT.reshape(batch, n, length // n).swapaxes(0, 1)
+    hidden = rearrange(hidden_BTD, "b (n t) d -> n b t d", n=n)
+    targets = rearrange(targets_BT, "b (n t) -> n b t", n=n)
 
     def body(_, chunk):
         return None, loss(head_DV, *chunk)
 
     _, parts = jax.lax.scan(body, None, (hidden, targets))
-    return jax.tree.map(lambda p: p.swapaxes(0, 1).reshape(batch, length), parts)
+    return jax.tree.map(lambda part: rearrange(part, "n b t -> b (n t)"), parts)
 
 
 def sharded_token_loss(

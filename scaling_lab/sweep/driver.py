@@ -97,7 +97,7 @@ def _run(
         check_legal(config)
     except IllegalLayout as error:
         return _failure(config, "illegal", str(error))
-    except ValueError as error:
+    except Exception as error:  # whatever it is, the other runs go on
         return _failure(config, "illegal", f"{type(error).__name__}: {error}")
     deadline = time.monotonic() + timeout if timeout else None
     with tempfile.TemporaryFile("w+") as stderr:

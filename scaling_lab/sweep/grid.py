@@ -46,6 +46,9 @@ def estimate_seconds(configs: Iterable[RunConfig]) -> float:
 
 
 def _estimate(config: RunConfig) -> float:
-    flops = cost.executed_per_token(config) * config.tokens_per_step * config.steps
+    try:
+        flops = cost.executed_per_token(config) * config.tokens_per_step * config.steps
+    except (ArithmeticError, TypeError, ValueError):
+        return 0.0  # it cannot be, and will not start
     compiling = COMPILE_SECONDS_PER_LAYER * min(config.model.L, 16)
     return START_SECONDS + compiling + flops / FLOPS_PER_SECOND

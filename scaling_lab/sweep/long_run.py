@@ -16,7 +16,14 @@ from scaling_lab.config import RunConfig, with_data
 from scaling_lab.data import Dataset
 from scaling_lab.record import RunRecord
 from scaling_lab.sweep.provenance import environment, provenance
-from scaling_lab.sweep.run import asked, check_legal, compile_step, held_out
+from scaling_lab.sweep.run import (
+    asked,
+    check_legal,
+    compile_step,
+    held_out,
+    predicted,
+    train_stream,
+)
 from scaling_lab.train import (
     NotFinite,
     Program,
@@ -74,11 +81,12 @@ def run_training(
 
     Raises:
       ValueError: an illegal config, or a folder with another run's checkpoints.
-      NotFinite: a loss or gradient is no number; a ``crashed`` record was written and
-        the last sound state is in the newest checkpoint.
+      NotFinite: a loss or gradient is no number; a ``crashed`` record was written, and
+        the newest checkpoint, if one was due, is sound.
     """
     config, dataset = with_data(config, cache_dir)
     check_legal(config)
+    stream = train_stream(config, dataset)
     source = provenance(config.xla_flags, config.seed)
     started = time.perf_counter()
     columns: dict[str, Any] = {}
@@ -86,8 +94,8 @@ def run_training(
     with Checkpoints(plan.out / "checkpoints", config) as checkpoints:
         program, state = _begin(config, plan, checkpoints, watch)
         first = int(state.step)
-        stream = dataset.stream("train", config.batch, config.length, config.seed)
         program, columns["compiled"] = compile_step(program, state, stream.batch(0))
+        columns["predicted"] = predicted(config)
         log = _Log(program, plan, dataset, checkpoints, watch)
         batches = stream.batches(start=first)
         try:
@@ -104,13 +112,14 @@ def run_training(
             row = RunRecord(
                 id=config.id,
                 environment=environment(config.xla_flags),
-                status=status if reason or log.reached(config.steps) else "crashed",
-                reason=reason or log.why_short(config.steps),
+                status=status if reason or log.reached(first) else "crashed",
+                reason=reason or log.why_short(first),
                 asked=asked(config),
                 provenance=source,
                 **columns,
             )
-            record.append(plan.out, row)
+            if first < config.steps:  # resumed at its end, it has its record
+                record.append(plan.out, row)
     watch("sampling", {})
     return Trained(program, state, row, sample_text(program, state, dataset, plan))
 
@@ -153,10 +162,12 @@ class _Log:
             "step",
             {"number": number, "loss": self.losses[-1], "seconds": self.seconds[-1]},
         )
-        final = number == self.program.config.steps
-        if final or _due(number, self.plan.evaluate_every):
-            self._evaluate(number, state)
-        if _due(number, self.plan.save_every) and not final:
+        # `fit` is a step ahead of the metrics it reports: the state is the next step's.
+        steps = self.program.config.steps
+        newest = min(number + 1, steps)
+        if number == steps or _due(newest, steps, self.plan.evaluate_every):
+            self._evaluate(newest, state)
+        if _due(newest, steps, self.plan.save_every):
             self.checkpoints.save(state)
         self.last = time.perf_counter()
 
@@ -166,12 +177,15 @@ class _Log:
             self.evaluations.append((number, found["final"]))
             self.watch("evaluated", {"number": number, "bits_per_byte": found["final"]})
 
-    def reached(self, step: int) -> bool:
-        return not self.steps or self.steps[-1] == step
+    def reached(self, first: int) -> bool:
+        return self._last(first) >= self.program.config.steps
 
-    def why_short(self, step: int) -> str | None:
-        last = self.steps[-1] if self.steps else 0
-        return None if self.reached(step) else f"stopped after step {last} of {step}"
+    def why_short(self, first: int) -> str | None:
+        last, steps = self._last(first), self.program.config.steps
+        return None if last >= steps else f"stopped after step {last} of {steps}"
+
+    def _last(self, first: int) -> int:
+        return self.steps[-1] if self.steps else first
 
     def measured(self, config: RunConfig) -> dict[str, Any]:
         clock = measure.spread(self.seconds[measure.WARMUP :])
@@ -192,8 +206,9 @@ class _Log:
         }
 
 
-def _due(number: int, every: int) -> bool:
-    return every > 0 and number % every == 0
+def _due(number: int, steps: int, every: int) -> bool:
+    """Whether it is time, before the last step, which sees to itself."""
+    return every > 0 and number % every == 0 and number < steps
 
 
 def sample_text(

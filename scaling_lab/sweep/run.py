@@ -89,8 +89,7 @@ def asked(config: RunConfig) -> dict[str, Any]:
         "accumulate": config.accumulate,
         "optimizer": config.optimizer.name,
         "learning_rate": config.optimizer.learning_rate,
-        "params": cost.parameters(config),
-        "params_without_embedding": cost.multiplied_parameters(config),
+        **_counted(config),
         "tokens_per_step": config.tokens_per_step,
         "data": {
             "source": list(config.data.source),
@@ -102,11 +101,35 @@ def asked(config: RunConfig) -> dict[str, Any]:
     }
 
 
+def _counted(config: RunConfig) -> dict[str, int | None]:
+    """Parameter counts; ``None`` of a model that cannot be."""
+    try:
+        return {
+            "params": cost.parameters(config),
+            "params_without_embedding": cost.multiplied_parameters(config),
+        }
+    except Exception:  # an illegal config has a row too
+        return {"params": None, "params_without_embedding": None}
+
+
+def predicted(config: RunConfig) -> dict[str, Any]:
+    """The record's ``predicted`` column: bytes of one device and what it must send."""
+    explanation = cost.explain(config)
+    held, moved = explanation.bytes_by(), explanation.collectives()
+    return {
+        "state_bytes": held["parameter"] + held["optimizer"],
+        "collective_bytes": sum(row["bytes"] for row in moved),
+        "bytes_per_device": held,
+        "collectives": moved,
+    }
+
+
 def _fill(
     columns: dict[str, Any], config: RunConfig, dataset: Dataset, tell: Tell
 ) -> None:
     """Fills the columns as far as the run gets, so a crash keeps what came before."""
-    stream = dataset.stream("train", config.batch, config.length, config.seed)
+    stream = train_stream(config, dataset)
+    columns["predicted"] = predicted(config)
     tell("compiling")
     program = make_program(config)
     state = program.init()
@@ -123,6 +146,20 @@ def _fill(
     tell("evaluating")
     measured["held_out"] = held_out(program, state.params, dataset)
     columns["measured"] = measured
+
+
+def train_stream(config: RunConfig, dataset: Dataset) -> Any:
+    """The batches of a run, after checking that it will have some to evaluate on.
+
+    Raises:
+      ValueError: too little text, which a run should not learn at its end.
+    """
+    if config.evaluate_batches and config.data.held_out_fraction:
+        try:
+            dataset.stream("held_out", config.batch, config.length, 0)
+        except ValueError as error:
+            raise ValueError(f"{error}, or say --evaluate-batches 0") from None
+    return dataset.stream("train", config.batch, config.length, config.seed)
 
 
 def compile_step(

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from einops import rearrange
 
 from scaling_lab import dims, models, optimizers
 from scaling_lab.config import RunConfig
@@ -94,33 +95,29 @@ def _gradients(config: RunConfig, place: Placement, params: Any, batch: Metrics)
         gradients = on_table(place, "grads", gradients)
         return jax.tree.map(jnp.add, carry, (gradients, metrics)), None
 
-    shapes = jax.eval_shape(compute, params, _microbatches(config, batch, 0), total)
-    (_, metrics), _ = shapes
+    parts = _microbatches(config, batch, place)
+    first = jax.tree.map(lambda array_MBT: array_MBT[0], parts)
+    (_, metrics), _ = jax.eval_shape(compute, params, first, total)
     zeros = (
         on_table(place, "grads", jax.tree.map(jnp.zeros_like, params)),
         jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics),
     )
-    stacked = _microbatches(config, batch, None, place)
-    (gradients, metrics), _ = jax.lax.scan(add, zeros, stacked)
+    (gradients, metrics), _ = jax.lax.scan(add, zeros, parts)
     return gradients, metrics
 
 
 def _microbatches(
-    config: RunConfig, batch: Metrics, index: int | None, place: Placement | None = None
-) -> dict[str, Any]:
+    config: RunConfig, batch: Metrics, place: Placement
+) -> dict[str, Array]:
     """The batch as M microbatches of every M-th sequence.
 
     Taking every M-th keeps each device's sequences on it; taking runs of B/M would
     move the batch dim's sharding onto M.
     """
-    m = config.accumulate
 
     def one(array_BT: Array) -> Array:
-        strided = array_BT.reshape(config.batch // m, m, -1).swapaxes(0, 1)
-        if index is not None:
-            return strided[index]
-        assert place is not None
-        return place.constrain(strided, "acts", "MBT")
+        array_MBT = rearrange(array_BT, "(b m) t -> m b t", m=config.accumulate)
+        return place.constrain(array_MBT, "acts", "MBT")
 
     return {key: one(value) for key, value in batch.items()}
 

@@ -1,8 +1,8 @@
 """Every family under every layout does what it does on one device."""
 
 import pytest
-from contracts.training import LAYOUTS, Trained, moments, resting, run_of, same
 
+from contracts.training import LAYOUTS, Trained, moments, resting, run_of, same
 from scaling_lab import dims, models
 from scaling_lab.layouts import Layout
 

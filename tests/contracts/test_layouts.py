@@ -100,7 +100,10 @@ def test_json_gives_the_layout_back(text, tmp_path):
 
 
 def written(spec, letters):
-    words = ("@".join((x, "×".join(a))) if a else x for x, a in zip(letters, spec))
+    words = (
+        "@".join((x, "×".join(a))) if a else x
+        for x, a in zip(letters, spec, strict=True)
+    )
     return ", ".join(words)
 
 

@@ -13,6 +13,8 @@ from scaling_lab import dims, models
 from scaling_lab.layouts import Layout, Placement
 from scaling_lab.models import ops
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 SIZES = [(f, s) for f in models.families() for s in models.family(f).SIZES]
 
 #: Counts of the released weights, where their publishers or model cards give them.
@@ -44,8 +46,9 @@ def count(shapes):
     return sum(leaf.size for leaf in shapes.values())
 
 
-def init_of(family, config):
-    return jax.jit(functools.partial(family.init, config))
+@functools.cache
+def jitted_init(config):
+    return jax.jit(functools.partial(models.family_of(config).init, config))
 
 
 def batch_of(tokens_BT, segments_BT=None, start=0):
@@ -65,7 +68,7 @@ def case(request, tiny):
     """A family's file, its tiny config and parameters."""
     family = models.family(request.param)
     config = tiny(request.param)
-    return family, config, init_of(family, config)(jax.random.key(1))
+    return family, config, jitted_init(config)(jax.random.key(1))
 
 
 @pytest.mark.parametrize(("family", "size"), SIZES)
@@ -263,9 +266,9 @@ def test_a_closed_over_array_would_be_found():
 
 
 def test_initialisation_is_a_function_of_the_key(case):
-    family, config, params = case
-    again = dims.leaves(init_of(family, config)(jax.random.key(1)))
-    other = dims.leaves(init_of(family, config)(jax.random.key(2)))
+    _, config, params = case
+    again = dims.leaves(jitted_init(config)(jax.random.key(1)))
+    other = dims.leaves(jitted_init(config)(jax.random.key(2)))
     for path, leaf in dims.leaves(params).items():
         np.testing.assert_array_equal(leaf, again[path], path)
         if np.ptp(leaf):

@@ -6,8 +6,8 @@ import re
 import jax
 import numpy as np
 import pytest
-from contracts.training import ADAMW, Trained, close, run_of, same, total
 
+from contracts.training import ADAMW, Trained, close, run_of, same, total
 from scaling_lab import dims, train
 from scaling_lab.layouts import Layout
 from scaling_lab.optimizers import OptimizerConfig
@@ -93,8 +93,8 @@ def test_bfloat16_stays_near_float32(layout, tiny, batches):
 
 @pytest.fixture(scope="module")
 def kept(tiny, batches):
-    """A step that keeps everything, layers written out."""
-    return Trained(run_of(tiny("llama"), FSDP_TENSOR), batches)
+    """A step that keeps everything, its layers in one loop."""
+    return Trained(run_of(tiny("llama"), FSDP_TENSOR, stack="scan"), batches)
 
 
 @pytest.mark.parametrize(
@@ -102,8 +102,8 @@ def kept(tiny, batches):
     [
         {"remat": "full"},
         {"remat": "save:attention/attend,ffn/gate"},
-        {"remat": "recompute:ffn/up", "stack": "scan"},
-        {"stack": "scan"},
+        {"remat": "recompute:ffn/up", "stack": "unroll"},
+        {"stack": "unroll"},
         {"loss_chunks": 4},
     ],
     ids=lambda changes: (
@@ -123,6 +123,7 @@ def test_recomputing_needs_less_memory(tiny, packed):
         memory = compiled_step(run_of(model, "data=8", **fields), batch)
         needed[policy] = memory.memory_analysis().temp_size_in_bytes
     assert needed["full"] < needed["save:ffn/gate"] < needed["none"]
+    # Fails while the policy keeps what a verb computed before it got its name.
     assert needed["recompute:ffn/gate,ffn/up"] < needed["none"], needed
 
 
@@ -131,7 +132,9 @@ def test_gathered_weights_are_gathered_again(tiny, batches):
     model, gathers, needed = tiny("llama", L=4), {}, {}
     for layout in ("fsdp=8", "fsdp=8+gather_once"):
         compiled = compiled_step(run_of(model, layout, stack="scan"), batches[0])
-        gathers[layout] = len(re.findall(r" all-gather(?:-start)?\(", compiled.as_text()))
+        gathers[layout] = len(
+            re.findall(r" all-gather(?:-start)?\(", compiled.as_text())
+        )
         needed[layout] = compiled.memory_analysis().temp_size_in_bytes
     assert gathers["fsdp=8"] > gathers["fsdp=8+gather_once"]
     assert needed["fsdp=8"] < needed["fsdp=8+gather_once"]

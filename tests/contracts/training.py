@@ -12,7 +12,6 @@ import optax
 
 from scaling_lab import dims, layouts, train
 from scaling_lab.config import RunConfig, validate
-from scaling_lab.layouts import Layout
 from scaling_lab.optimizers import OptimizerConfig
 
 COMPOSED = [
@@ -88,7 +87,7 @@ def close(found, wanted, bound):
     """Relative difference of norms per tensor, at most `bound`.
 
     A gradient that is zero on paper (a key's bias shifts every score of a row alike) is
-    rounding on every machine, so differences below a millionth of the whole do not count.
+    rounding on every machine, so a difference below a millionth of the whole passes.
     """
     floor = 1e-6 * total(wanted)
     assert found.keys() == wanted.keys()

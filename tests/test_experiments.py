@@ -1,0 +1,119 @@
+"""Every experiment states its question, its configs are legal, and it runs, small."""
+
+import dataclasses
+import importlib
+import importlib.util
+import pkgutil
+import re
+import subprocess
+import sys
+
+import pytest
+
+import experiments
+from scaling_lab.sweep import run_here
+from scaling_lab.sweep.run import check_legal
+
+NAMES = [module.name for module in pkgutil.iter_modules(experiments.__path__)]
+SWEEPS = ("batch_and_remat", "layouts_at_fixed_batch", "weak_scaling")
+
+
+def load(name):
+    return importlib.import_module(f"experiments.{name}")
+
+
+def test_the_promised_experiments_are_there():
+    assert {*SWEEPS, "cpu_step_against_peers"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_header_says_question_command_cost_and_expectation(name):
+    header = load(name).__doc__
+    assert header.splitlines()[0].endswith("?")
+    assert re.search(rf"^Run: +python -m experiments\.{name}\b", header, re.M)
+    assert re.search(r"^Takes: ", header, re.M) and re.search(
+        r"^Expect: ", header, re.M
+    )
+    assert callable(load(name).main)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_is_legal(name):
+    configs = load(name).CONFIGS
+    assert configs and len({config.id for config in configs}) == len(configs)
+    for config in configs:
+        check_legal(config)
+
+
+def test_the_main_job_has_the_six_layouts():
+    meshes = [config.layout.mesh for config in load("layouts_at_fixed_batch").CONFIGS]
+    layouts = [config.layout for config in load("layouts_at_fixed_batch").CONFIGS]
+    assert {"data": 8} in meshes and {"fsdp": 8} in meshes
+    assert {"data": 2, "fsdp": 4} in meshes and {"fsdp": 4, "tensor": 2} in meshes
+    assert any(layout.optimizer is not None for layout in layouts)
+    assert any("BTD" in layout.acts for layout in layouts)
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_small_run_of_the_last_config(name, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog\n" * 400)
+    config = load(name).CONFIGS[-1]
+    small = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, L=1),
+        data=dataclasses.replace(
+            config.data, source=(str(text),), held_out_fraction=0.0
+        ),
+        length=32,
+        batch=16,
+        steps=3,
+    )
+    row = run_here(small, cache_dir=tmp_path)
+    assert row.status == "ok", row.reason
+    assert row.compiled["peak_bytes"] > 0
+    assert row.measured["loss"]["values"][-1] < row.measured["loss"]["values"][0]
+
+
+def test_overhead_is_measured():
+    assert 0 < load("lab_overhead").seconds_per_step(3) < 10
+
+
+def test_a_sweep_module_takes_dry_run():
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.weak_scaling", "--dry-run"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "8 runs, about" in done.stdout
+
+
+def test_without_the_peer_it_names_the_extra():
+    if importlib.util.find_spec("torch"):
+        pytest.skip("PyTorch is installed here")
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.cpu_step_against_peers"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode and ".[peers]" in done.stderr
+
+
+@pytest.mark.slow
+def test_beside_the_peer_the_ratio_comes_last():
+    if not importlib.util.find_spec("torch"):
+        pytest.skip("needs the extra `peers`: PyTorch is not installed here")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "experiments.cpu_step_against_peers"),
+            *("--rounds", "1", "--steps", "1"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"ratio: \d+\.\d\d", done.stdout.splitlines()[-1])
