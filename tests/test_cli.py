@@ -289,6 +289,7 @@ def test_an_experiment_takes_two_options(monkeypatch, capsys, tmp_path):
         assert ended.value.code == code
     out = capsys.readouterr().out
     assert "1 runs, about" in out and "unknown option --dry; there are" in out
+    assert not (tmp_path / "runs").exists()
 
 
 # --- What is asked wrongly

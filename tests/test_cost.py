@@ -343,8 +343,8 @@ def test_no_collective_that_nobody_asked_for(family, name, tiny, packed):
         assert tuple(row["axes"]) in axes, row
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp", "zero1", "zero2", "hsdp"])
-def test_bytes_of_weights_on_the_wires(name, tiny, packed):
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "zero1", "zero2", "hsdp", "tensor"])
+def test_bytes_on_the_wires(name, tiny, packed):
     config = run_of(tiny("llama"), toy_layout(name))
     implied = cost.explain(config).collectives()
     found = compiled_collectives(config, packed)
@@ -369,6 +369,42 @@ def test_collectives_by_hand(tiny):
     sizes = {row["kind"]: row["bytes"] for row in rows}
     assert sizes["reduce-scatter"] == whole
     assert sizes["all-gather"] == 2 * whole - ends  # a layer's weights twice
+
+
+MEGATRON = {  # Shoeybi et al. 2019: two sums a layer, forward; their mirror, backward
+    "embed": ["all-reduce"],
+    "attention/query": ["all-reduce"],
+    "attention/out": ["all-reduce"],
+    "ffn/gate": ["all-reduce"],
+    "ffn/down": ["all-reduce"],
+    "ffn/ffn_norm": [],
+    "head": ["all-reduce"],
+}
+SEQUENCE = {  # Korthikanti et al. 2022: each sum is a scatter, and a gather before it
+    "embed": ["all-reduce"],
+    "attention/query": ["all-gather", "reduce-scatter"],
+    "attention/out": ["reduce-scatter", "all-gather"],
+    "ffn/gate": ["all-gather", "reduce-scatter"],
+    "ffn/down": ["reduce-scatter", "all-gather"],
+    "ffn/ffn_norm": [],
+    "head": ["all-gather", "reduce-scatter"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [("fsdp_tensor", MEGATRON), ("fsdp=4,tensor=2+sequence", SEQUENCE)],
+)
+def test_what_each_verb_of_a_layer_sends(name, wanted, tiny):
+    config = run_of(tiny("llama"), toy_layout(name))
+    rows = {r.name: r for r in cost.explain(config).rows if r.what == "activation"}
+    for verb, kinds in wanted.items():
+        found = rows[verb].collectives
+        assert [item.kind for item in found] == kinds, verb
+        assert all(item.axes == ("tensor",) for item in found)
+        # Every one of them is about the whole of BTD, whichever half of it moves.
+        layers = 1 if verb in ("embed", "head") else 2
+        assert all(item.bytes == layers * 8 * 32 * 64 * 4 // 4 for item in found), verb
 
 
 def test_positions_apart_leave_norms_and_biases_partial(tiny):

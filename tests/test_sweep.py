@@ -98,7 +98,7 @@ print("a library that talks")
 tell(event="compiling")
 tell(event="step", number=1, loss=2.0, seconds=0.1)
 if act == "ok": tell(event="record", record=json.loads(row))
-if act == "sleep": time.sleep(600)
+if act == "sleep": time.sleep(60)
 if act == "kill": os.kill(os.getpid(), 9)
 if act == "abort":
     print("F0000 unknown flag", file=sys.stderr, flush=True)

@@ -15,6 +15,8 @@ from scaling_lab.parallel.verbs import Batch, Segment
 Array = jax.Array
 #: What moves an array without changing it (`_gather` of a weight is a custom_vjp).
 MOVES = ("sharding_constraint", "reshard", "custom_vjp_call")
+#: What makes a verb's result: the product, and adding its bias.
+MAKES = ("dot_general", "add")
 
 Block = Callable[..., tuple[Array, Any, Any]]
 
@@ -43,9 +45,10 @@ def remat(block: Block, policy: str, *, regather: bool) -> Block:
     elif kind == "save" and listed:
         chosen = keep.save_only_these_names(*listed)
     elif kind == "recompute" and listed:
-        chosen = _all_but((*listed, GATHERED) if regather else listed, regather)
+        dropped = (*listed, GATHERED) if regather else listed
+        chosen = _all_but(dropped, (*MOVES, *MAKES))
     elif kind == "none" and regather:
-        chosen = _all_but((GATHERED,), regather)
+        chosen = _all_but((GATHERED,), MOVES)
     elif kind == "none":
         return block
     else:
@@ -56,15 +59,15 @@ def remat(block: Block, policy: str, *, regather: bool) -> Block:
     return jax.checkpoint(block, policy=chosen)
 
 
-def _all_but(names: tuple[str, ...], regather: bool) -> Callable[..., bool]:
-    """Keeps everything except what is named, or only moved.
+def _all_but(names: tuple[str, ...], unnamed: tuple[str, ...]) -> Callable[..., bool]:
+    """Keeps everything except what is named, and what makes it before it has its name.
 
-    A gathered weight is the result of a constraint before it has its name; were that
-    kept, the name would drop nothing. What a verb returns has a name and is kept there.
+    What a verb returns has a name and is kept there; were the product or the
+    constraint under that name kept, dropping the name would drop nothing.
     """
 
     def policy(primitive: Any, *_: Any, **params: Any) -> bool:
-        if regather and primitive.name in MOVES:
+        if primitive.name in unnamed:
             return False
         return not (primitive.name == "name" and params["name"] in names)
 
