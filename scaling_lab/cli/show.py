@@ -80,11 +80,12 @@ def explain(
         json: Print JSON.
     """
     from scaling_lab import cost
-    from scaling_lab.config import configure, validate
+    from scaling_lab.config import configure
+    from scaling_lab.sweep.run import check_legal
 
     asked = words(run)
     config = configure(**asked, devices=local_devices(asked["target"]))
-    validate(config)
+    check_legal(config)
     explanation = cost.explain(config)
     if json:
         facts = {

@@ -19,6 +19,7 @@ from scaling_lab.sweep.provenance import environment, provenance
 from scaling_lab.sweep.run import (
     asked,
     check_legal,
+    check_machine,
     compile_step,
     held_out,
     predicted,
@@ -86,6 +87,7 @@ def run_training(
     """
     config, dataset = with_data(config, cache_dir)
     check_legal(config)
+    check_machine(config)
     stream = train_stream(config, dataset)
     source = provenance(config.xla_flags, config.seed)
     started = time.perf_counter()

@@ -13,6 +13,7 @@ from scaling_lab import compile as compiler
 from scaling_lab import cost, measure
 from scaling_lab.config import RunConfig, check_remat, validate, with_data
 from scaling_lab.data import Dataset
+from scaling_lab.hardware import chip_for
 from scaling_lab.layouts import IllegalLayout
 from scaling_lab.record import RunRecord
 from scaling_lab.sweep.provenance import environment, provenance
@@ -37,6 +38,7 @@ def run_here(
     try:
         config, dataset = with_data(config, cache_dir)
         check_legal(config)
+        check_machine(config)
         _fill(columns, config, dataset, tell)
     except IllegalLayout as error:
         status, reason = "illegal", str(error)
@@ -67,6 +69,23 @@ def check_legal(config: RunConfig) -> None:
     """
     validate(config)
     check_remat(config.remat, [entry.name for entry in cost.record(config)])
+
+
+def check_machine(config: RunConfig) -> None:
+    """Raises unless the target is the machine this process has.
+
+    Raises:
+      ValueError: it is another; a number measured here would carry its name.
+    """
+    chip = config.parsed_target().chip
+    kind = jax.devices()[0].device_kind
+    if chip is not None and chip_for(kind) != chip:
+        raise ValueError(
+            f"target {config.target} is not this machine, which has "
+            f"{jax.device_count()} device(s) of kind {kind!r}; run here with --target "
+            f"local or --target cpu:8, or look at that machine with "
+            f"`scaling-lab explain --target {config.target}`"
+        )
 
 
 def asked(config: RunConfig) -> dict[str, Any]:
