@@ -202,28 +202,37 @@ def _adafactor(c: OptimizerConfig, rate: optax.Schedule):
 
 
 def _muon(c: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
-    return muon(
+    hidden = muon(
         rate,
         beta=0.95,
+        eps=c.epsilon,
         weight_decay=c.weight_decay,
-        adam_b1=c.b1,
-        adam_b2=c.b2,
-        adam_weight_decay=c.weight_decay,
-        adam_learning_rate=rate,
         muon_weight_dimension_numbers=cast(Any, _hidden_matrices),
         # Updates as large as Adam's, so that one learning rate serves both groups
         # (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2).
         consistent_rms=0.2,
     )
+    return optax.partition({"muon": hidden, "adamw": _adamw(c, rate)}, _groups)
+
+
+def _groups(params: Params) -> Any:
+    def of(path: Any, _: Any) -> str:
+        return "muon" if _is_hidden(str(path[-1].key)) else "adamw"
+
+    return jax.tree.map_with_path(of, params)
+
+
+def _is_hidden(name: str) -> bool:
+    return dims.letters(name).startswith("L") and is_matrix(name)
 
 
 def _hidden_matrices(params: Params) -> Any:
-    """The dims each parameter's matrix reads and writes; ``None`` goes to adamw."""
+    """The dims each hidden matrix reads and writes; layers are a batch of matrices."""
 
     def of(path: Any, _: Any) -> MuonDimensionNumbers | None:
         name = str(path[-1].key)
         letters = dims.letters(name)
-        if not letters.startswith("L") or not is_matrix(name):
+        if not _is_hidden(name):
             return None
         inner = tuple(range(1, len(letters)))
         if letters[1] == "D":

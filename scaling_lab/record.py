@@ -134,7 +134,7 @@ def read(path: str | Path) -> list[RunRecord]:
             "scaling-lab sweep --family llama --size toy --out DIR"
         )
     records, damaged = [], []
-    for line in path.read_bytes().splitlines():
+    for line in _read_all(path).splitlines():
         if not line.strip():
             continue
         try:
@@ -158,6 +158,13 @@ def file_of(path: str | Path) -> Path:
     """The record file meant by a path: itself, or ``records.jsonl`` in a folder."""
     path = Path(path)
     return path if path.suffix == ".jsonl" else path / FILE_NAME
+
+
+def _read_all(path: Path) -> bytes:
+    """The file between two appends, never in the middle of one."""
+    with path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        return file.read()
 
 
 def _torn(descriptor: int) -> bool:

@@ -395,9 +395,11 @@ def test_train_prints_its_sample_and_its_files(call, tmp_path, quick_compiles):
 
 
 def test_a_target_sets_the_devices(monkeypatch):
-    assert cli_train.start_jax("cpu:8") == 8
-    with pytest.raises(ValueError, match="train here with --target local"):
-        cli_train.start_jax("h100:1x8")
+    asked_of_jax = {}
+    monkeypatch.setattr("jax.config.update", asked_of_jax.__setitem__)
+    assert cli_train.start_jax("local") == 8 and asked_of_jax == {}
+    cli_train.start_jax("cpu:3")
+    assert asked_of_jax == {"jax_platforms": "cpu", "jax_num_cpu_devices": 3}
 
 
 @pytest.mark.slow

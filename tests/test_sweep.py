@@ -340,9 +340,7 @@ def test_the_code_digest_sees_every_file(tmp_path, monkeypatch):
     found = []
     for name, body in (("a.py", "x = 1\n"), ("a.py", "x = 2\n"), ("b.py", "")):
         (package / "deep" / name).write_text(body)
-        monkeypatch.setattr(
-            provenance.scaling_lab, "__file__", str(package / "__init__.py")
-        )
+        monkeypatch.setattr(provenance, "PACKAGE", package)
         found.append(provenance.code_digest.__wrapped__())
     assert len(set(found)) == 3
 
@@ -366,6 +364,14 @@ def test_a_run_that_explodes_names_step_and_tensor(words, cache, quick_compiles)
     # What came before the crash is kept.
     assert row.compiled["compile_seconds"] > 0 and row.measured is None
     assert heard[:2] == ["compiling", "compiled"] and "step" in heard
+
+
+def test_no_number_carries_the_name_of_another_machine(words, cache):
+    config = configure(**{**words, "target": "h100:1x8", "layout": "fsdp=8"})
+    row = run_here(config, cache_dir=cache)
+    assert row.status != "ok" and row.measured is None
+    assert "target h100:1x8 is not this machine" in row.reason
+    assert "scaling-lab explain --target h100:1x8" in row.reason
 
 
 @pytest.mark.parametrize(

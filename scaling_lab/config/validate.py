@@ -41,6 +41,15 @@ def validate(config: RunConfig, devices: int | None = None) -> None:
             f"batch={config.batch} does not divide into accumulate="
             f"{config.accumulate} microbatches; nearest: {near[:3]}"
         )
+    if config.loss_chunks is not None and (
+        config.loss_chunks < 1 or config.length % config.loss_chunks
+    ):
+        near = [n for n in range(1, config.length + 1) if config.length % n == 0]
+        near.sort(key=lambda n: abs(n - (config.loss_chunks or 1)))
+        raise ValueError(
+            f"loss_chunks={config.loss_chunks} does not cut length={config.length} "
+            f"into equal chunks; nearest: {near[:3]}, or leave it out to have it decided"
+        )
     longest = getattr(config.model, "length", None)
     if longest is not None and config.length > longest:
         raise ValueError(

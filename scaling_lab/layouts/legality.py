@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from scaling_lab import dims
 from scaling_lab.layouts.tables import IllegalLayout, Layout, Table
 
+#: The activations that every family has, whatever its verbs are called.
+ACTIVATIONS = ("BTD", "BTF", "BTNH", "BSKH", "BTV")
+
 
 def fit_kv_heads(layout: Layout, sizes: Mapping[str, int]) -> Layout:
     """The layout with K undivided where the model has fewer KV heads than the axis.
@@ -56,6 +59,8 @@ def check(
             spec = layout.spec(kind, letters, name)
             for letter, size, axes in zip(letters, shape, spec, strict=True):
                 _divides(layout, f"{kind} of {path}", letter, size, axes)
+    for signature in (*ACTIVATIONS, *_weights_in_use(params)):
+        layout.spec("acts", signature)  # raises where two dims share an axis
     for letter, size in sizes.items():
         _divides(layout, "acts", letter, size, layout.spec("acts", letter)[0])
     for signature, override in layout.acts.items():
@@ -65,6 +70,11 @@ def check(
                 if letter in sizes:
                     _divides(layout, f"acts {signature}", letter, sizes[letter], axes)
     _every_axis_used(layout, params)
+
+
+def _weights_in_use(params: Mapping[str, Sequence[int]]) -> set[str]:
+    names = (path.rpartition("/")[2] for path in params)
+    return {dims.letters(name).removeprefix("L") for name in names}
 
 
 def divisors(number: int) -> list[int]:

@@ -45,7 +45,8 @@ class Placement:
       unroll: layers written out instead of scanned.
       attend_with: the attention of one device.
       contract_with: the contraction of one device.
-      loss_chunks: how many chunks of positions the loss is cut into; ``None`` decides.
+      loss_chunks: how many chunks of positions the loss is cut into, each made again
+        in the backward pass; ``None`` decides.
       loss_elements: logits of one device at a time, where it decides.
     """
 
@@ -163,19 +164,22 @@ class Placement:
         n = self.loss_chunks or cross_entropy.chunks(
             rows * length, length, columns, self.loss_elements
         )
+        recompute = self.loss_chunks is not None
         with jax.named_scope(name):
             head_DV = self._use(head_DV, "DV", name)
             hidden_BTD = hidden_BTD.astype(self.compute)
             if self.mesh is None:
-                return cross_entropy.token_loss(hidden_BTD, head_DV, targets_BT, n)
+                return cross_entropy.token_loss(
+                    hidden_BTD, head_DV, targets_BT, n, recompute
+                )
             # Positions whole again before they are cut into chunks.
             hidden_BTD = self._constrain(hidden_BTD, (spec[0], (), ()))
             return cross_entropy.sharded_token_loss(
                 (hidden_BTD, head_DV, targets_BT),
                 n,
+                recompute,
                 self.mesh,
-                spec[0] or None,
-                spec[2] or None,
+                (spec[0] or None, spec[2] or None),
             )
 
     # How an array gets to where it is wanted.

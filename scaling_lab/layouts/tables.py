@@ -8,6 +8,7 @@ rests, and `acts` where anything lives in use, a weight included.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -131,7 +132,9 @@ class Layout:
         return cls(**{key: _tuples(value) for key, value in data.items()})
 
     def __hash__(self) -> int:
-        return hash(str(sorted(self.to_json().items())))
+        data = self.to_json()
+        data.pop("name")
+        return hash(json.dumps(data, sort_keys=True))
 
     def _axes(self, value: Axes) -> tuple[str, ...]:
         if value is None or isinstance(value, Mapping):
@@ -143,7 +146,9 @@ class Layout:
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return value[0] if len(value) == 1 else list(value)
+    return value
 
 
 def _tuples(value: Any) -> Any:

@@ -41,18 +41,20 @@ def token_loss(
     head_DV: Array,
     targets_BT: Array,
     n: int,
+    recompute: bool = False,
     vocabulary_axes: Any = None,
 ) -> TokenLoss:
     """The loss on one device, in `n` chunks of positions.
 
     Args:
+      recompute: logits are made again going backwards even where they could be kept.
       vocabulary_axes: mesh axes that dim V is divided over, inside `shard_map`.
     """
     batch, length, _ = hidden_BTD.shape
     loss = functools.partial(_chunk, vocabulary_axes)
     if n == 1:
         return loss(head_DV, hidden_BTD, targets_BT)
-    if batch * length * head_DV.shape[1] > KEEP_ELEMENTS:
+    if recompute or batch * length * head_DV.shape[1] > KEEP_ELEMENTS:
         loss = jax.checkpoint(loss)
     hidden = rearrange(hidden_BTD, "b (n t) d -> n b t d", n=n)
     targets = rearrange(targets_BT, "b (n t) -> n b t", n=n)
@@ -67,20 +69,23 @@ def token_loss(
 def sharded_token_loss(
     arrays: tuple[Array, Array, Array],
     n: int,
+    recompute: bool,
     mesh: Any,
-    batch: Any,
-    vocabulary_axes: Any,
+    axes: tuple[Any, Any],
 ) -> TokenLoss:
     """`token_loss` on every device's own sequences and slice of the vocabulary.
 
     Args:
       arrays: ``hidden_BTD``, ``head_DV``, ``targets_BT``.
-      batch: mesh axes of dim B. vocabulary_axes: those of dim V.
+      axes: mesh axes of dim B and of dim V.
     """
+    batch, vocabulary_axes = axes
     rows = PartitionSpec(batch, None)
 
     def local(hidden_BTD: Array, head_DV: Array, targets_BT: Array):
-        return tuple(token_loss(hidden_BTD, head_DV, targets_BT, n, vocabulary_axes))
+        return tuple(
+            token_loss(hidden_BTD, head_DV, targets_BT, n, recompute, vocabulary_axes)
+        )
 
     losses = jax.shard_map(
         local,

@@ -12,9 +12,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import scaling_lab
 from scaling_lab import record
 
+PACKAGE = Path(record.__file__).parent
 #: Libraries whose versions change what a run does.
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -34,10 +34,9 @@ def versions() -> dict[str, str]:
 @functools.cache
 def code_digest() -> str:
     """A hash of every Python file of the package: what a commit hash misses."""
-    root = Path(scaling_lab.__file__).parent
     whole = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        whole.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    for path in sorted(PACKAGE.rglob("*.py")):
+        whole.update(str(path.relative_to(PACKAGE)).encode() + path.read_bytes())
     return whole.hexdigest()[:16]
 
 
@@ -77,7 +76,7 @@ def provenance(xla_flags: str, seed: int) -> dict[str, Any]:
 
 def git_state() -> dict[str, Any] | None:
     """Commit and whether the tree differs from it; ``None`` outside a checkout."""
-    root = Path(scaling_lab.__file__).parent.parent
+    root = PACKAGE.parent
     if not (root / ".git").exists():
         return None
     try:

@@ -132,6 +132,16 @@ def state_shardings(
     return jax.tree.map_with_path(of, letters)
 
 
+def shardings_of(place: Placement, params: Any) -> Any:
+    """Where every parameter rests, as a tree like `params`."""
+
+    def of(path: Any, leaf: Any) -> Any:
+        name = leaf_name(path)
+        return place.sharding("params", dims.check(name, leaf.shape), name)
+
+    return jax.tree.map_with_path(of, params)
+
+
 def _evaluate(config: RunConfig, place: Placement, params: Any, batch: Metrics):
     token = token_loss(config, place, params, batch)
     return {

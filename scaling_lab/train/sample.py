@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaling_lab import models
+from scaling_lab.config import RunConfig
+from scaling_lab.layouts import Placement
 from scaling_lab.models import ops
-from scaling_lab.train.program import Program
+from scaling_lab.train.program import Program, make_placement, shardings_of
 
 
 def generate(
@@ -43,40 +47,60 @@ def generate(
             f"a prompt of {len(prompt)} tokens and {tokens} new ones: needs at least "
             f"one token of prompt and at most {longest} positions in all"
         )
-    rows = program.place.layout.over(program.place.layout.spec("acts", "B"))
-    dtype = program.place.compute
-    cache = ops.empty_cache(config, rows, total, dtype)
-    step = jax.jit(functools.partial(_next_token, program, temperature))
+    place, params = _to_decode(program, params)
+    rows = place.layout.over(place.layout.spec("acts", "B"))
+    cache = ops.empty_cache(config, rows, total, place.compute)
+    step = jax.jit(functools.partial(_next_logits, program.config, place))
     key = jax.random.key(seed)
-    token_BT = jnp.tile(jnp.asarray(prompt, jnp.int32)[None], (rows, 1))
+    token_BT = np.tile(np.asarray(prompt, np.int32)[None], (rows, 1))
     position, found = 0, []
     for index in range(tokens):
-        token, cache = step(
-            params, token_BT, position, cache, jax.random.fold_in(key, index)
-        )
-        found.append(int(token))
+        logits_BTV, cache = step(params, token_BT, position, cache)
+        logits_V = jnp.asarray(np.asarray(logits_BTV)[0, -1])
+        found.append(_choose(logits_V, temperature, jax.random.fold_in(key, index)))
         position += token_BT.shape[1]
-        token_BT = jnp.full((rows, 1), token, jnp.int32)
+        token_BT = np.full((rows, 1), found[-1], np.int32)
     return np.asarray(found)
 
 
-def _next_token(program, temperature, params, tokens_BT, start, cache, key):
-    config = program.config.model
-    family = models.family_of(config)
+def _to_decode(program: Program, params: Any) -> tuple[Placement, Any]:
+    """The placement and parameters for single positions, which nothing can divide.
+
+    Overrides by signature go (sequence parallelism divides T), and the axes are Auto,
+    since there is no gradient whose sharding a type would have to say.
+    """
+    layout = program.config.layout
+    acts = {k: axes for k, axes in layout.acts.items() if not isinstance(axes, Mapping)}
+    config = dataclasses.replace(
+        program.config,
+        layout=dataclasses.replace(layout, acts=acts),
+        axis_type="auto",
+        remat="none",
+    )
+    place = make_placement(config)
+    if place.mesh is None:
+        return place, params
+    return place, jax.device_put(params, shardings_of(place, params))
+
+
+def _next_logits(
+    config: RunConfig, place: Placement, params: Any, tokens_BT: Any, start: Any, cache
+):
+    family = models.family_of(config.model)
     positions_BT = start + jnp.arange(tokens_BT.shape[1])[None]
-    positions_BT = jnp.broadcast_to(positions_BT, tokens_BT.shape)
     batch = {
         "tokens_BT": tokens_BT,
-        "positions_BT": positions_BT,
+        "positions_BT": jnp.broadcast_to(positions_BT, tokens_BT.shape),
         "segments_BT": jnp.zeros_like(tokens_BT),
     }
-    output = family.hidden(config, params, batch, program.place, cache)
-    head_DV = family.head(config, params)
-    logits_V = jnp.einsum(
-        "D,DV->V",
-        output.hidden_BTD[0, -1].astype(jnp.float32),
-        head_DV.astype(jnp.float32),
-    )
+    output = family.hidden(config.model, params, batch, place, cache)
+    head_DV = family.head(config.model, params)
+    last_BTD = output.hidden_BTD[:, -1:]
+    logits_BTV = place.einsum("BTD,DV->BTV", last_BTD, head_DV, name="head")
+    return logits_BTV.astype(jnp.float32), output.cache
+
+
+def _choose(logits_V: jax.Array, temperature: float, key: jax.Array) -> int:
     if temperature == 0:
-        return jnp.argmax(logits_V), output.cache
-    return jax.random.categorical(key, logits_V / temperature), output.cache
+        return int(jnp.argmax(logits_V))
+    return int(jax.random.categorical(key, logits_V / temperature))
