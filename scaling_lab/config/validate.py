@@ -48,7 +48,7 @@ def validate(config: RunConfig, devices: int | None = None) -> None:
         near.sort(key=lambda n: abs(n - (config.loss_chunks or 1)))
         raise ValueError(
             f"loss_chunks={config.loss_chunks} does not cut length={config.length} "
-            f"into equal chunks; nearest: {near[:3]}, or leave it out to have it decided"
+            f"into equal chunks; nearest: {near[:3]}, or leave it out"
         )
     longest = getattr(config.model, "length", None)
     if longest is not None and config.length > longest:
