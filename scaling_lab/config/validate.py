@@ -25,31 +25,16 @@ def validate(config: RunConfig, devices: int | None = None) -> None:
     Raises:
       ValueError: what is wrong, by how much, and what would do.
     """
-    for field in ("batch", "length", "steps", "accumulate"):
-        if getattr(config, field) < 1:
-            raise ValueError(f"{field}={getattr(config, field)}: must be at least 1")
+    _check_ranges(config)
     for field, known in (
         ("precision", PRECISIONS),
         ("stack", STACKS),
         ("axis_type", AXIS_TYPES),
     ):
         one_of(field, getattr(config, field), known)
-    if config.batch % config.accumulate:
-        near = [n for n in range(1, config.batch + 1) if config.batch % n == 0]
-        near.sort(key=lambda n: abs(n - config.accumulate))
-        raise ValueError(
-            f"batch={config.batch} does not divide into accumulate="
-            f"{config.accumulate} microbatches; nearest: {near[:3]}"
-        )
-    if config.loss_chunks is not None and (
-        config.loss_chunks < 1 or config.length % config.loss_chunks
-    ):
-        near = [n for n in range(1, config.length + 1) if config.length % n == 0]
-        near.sort(key=lambda n: abs(n - (config.loss_chunks or 1)))
-        raise ValueError(
-            f"loss_chunks={config.loss_chunks} does not cut length={config.length} "
-            f"into equal chunks; nearest: {near[:3]}, or leave it out"
-        )
+    _check_parts("batch", config.batch, "accumulate", config.accumulate)
+    if config.loss_chunks is not None:
+        _check_parts("length", config.length, "loss_chunks", config.loss_chunks)
     longest = getattr(config.model, "length", None)
     if longest is not None and config.length > longest:
         raise ValueError(
@@ -79,6 +64,36 @@ def check_remat(policy: str, verbs: list[str]) -> None:
     if kind in ("save", "recompute"):
         for name in names.split(","):
             one_of(f"verb in remat {policy!r}", name, verbs)
+
+
+def _check_ranges(config: RunConfig) -> None:
+    sizes = {k: v for k, v in vars(config.model).items() if k in dims.ALPHABET}
+    counts = {f: getattr(config, f) for f in ("batch", "length", "steps", "accumulate")}
+    for name, value in {**counts, **sizes}.items():
+        if value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1")
+    optimizer = config.optimizer
+    rest = {f: getattr(config, f) for f in ("seed", "evaluate_batches", "z_loss")}
+    rest |= {f: getattr(optimizer, f) for f in ("warmup", "weight_decay", "final")}
+    for name, value in rest.items():
+        if value < 0:
+            raise ValueError(f"{name}={value}: must not be negative")
+    for name in ("learning_rate", "clip"):
+        value = getattr(optimizer, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"{name}={value}: must be above 0")
+
+
+def _check_parts(whole: str, size: int, part: str, parts: int) -> None:
+    """Raises unless a size divides into equal parts."""
+    if parts >= 1 and size % parts == 0:
+        return
+    near = [n for n in range(1, size + 1) if size % n == 0]
+    near.sort(key=lambda n: abs(n - parts))
+    raise ValueError(
+        f"{whole}={size} does not divide into {part}={parts} equal parts; nearest "
+        f"{part}: {', '.join(map(str, near[:3]))}"
+    )
 
 
 def _check_widths(model: Any) -> None:

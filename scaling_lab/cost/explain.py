@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from scaling_lab import dims, optimizers
-from scaling_lab.config import RunConfig
+from scaling_lab.config import RunConfig, validate
 from scaling_lab.cost import traffic
 from scaling_lab.cost.ledger import record
 from scaling_lab.cost.traffic import Implied
@@ -73,7 +73,12 @@ class Explanation:
 
 
 def explain(config: RunConfig) -> Explanation:
-    """Explains a validated config without tracing on devices or allocating."""
+    """Explains a config without tracing on devices or allocating.
+
+    Raises:
+      IllegalLayout: the layout cannot be.
+    """
+    validate(config)
     layout = config.placed_layout
     rows = [
         *_parameters(config, layout),

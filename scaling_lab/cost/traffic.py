@@ -66,7 +66,8 @@ def of_gradient(
         }
     own = layout.spec("acts", one_layer, name)
     partial = tuple(axis for axis in layout.mesh if axis in apart)
-    held = size // layout.over(own)
+    # It is reduced in the precision it was computed in, and widened where it rests.
+    held = size * jnp.dtype(config.precision).itemsize // 4 // layout.over(own)
     reduced = {axis for axes in layout.spec("grads", letters, name) for axis in axes}
     scattered = tuple(axis for axis in partial if axis in reduced)
     summed = tuple(axis for axis in partial if axis not in reduced)

@@ -69,7 +69,7 @@ def check(
             for letter, axes in zip(signature, spec, strict=True):
                 if letter in sizes:
                     _divides(layout, f"acts {signature}", letter, sizes[letter], axes)
-    _every_axis_used(layout, params)
+    _every_axis_used(layout, sizes, params)
 
 
 def _weights_in_use(params: Mapping[str, Sequence[int]]) -> set[str]:
@@ -125,14 +125,18 @@ def _wrong_count(layout: Layout, devices: int) -> str:
     )
 
 
-def _every_axis_used(layout: Layout, params: Mapping[str, Sequence[int]]) -> None:
+def _every_axis_used(
+    layout: Layout, sizes: Mapping[str, int], params: Mapping[str, Sequence[int]]
+) -> None:
     used: set[str] = set()
     names = [path.rpartition("/")[2] for path in params]
     for kind in ("params", "optimizer"):
         for name in names:
             used |= set().union(*layout.spec(kind, dims.letters(name), name))
-    for letter in dims.ALPHABET:
+    for letter in sizes:
         used |= set(layout.spec("acts", letter)[0])
+    for signature in ACTIVATIONS:
+        used |= set().union(*layout.spec("acts", signature))
     for axis, size in layout.mesh.items():
         if size > 1 and axis not in used:
             raise IllegalLayout(
