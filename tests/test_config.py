@@ -173,7 +173,7 @@ def test_derived_numbers():
         ({"axis_type": "Auto"}, "unknown axis_type 'Auto'; did you mean auto"),
         (
             {"batch": 48, "accumulate": 5},
-            "batch=48 does not divide into accumulate=5 equal parts; nearest accumulate: 4,",
+            "batch=48 does not divide into accumulate=5 equal parts; nearest",
         ),
         ({"length": 2048}, "length=2048 is more than the 1024 positions of llama toy"),
         ({"optimizer": OptimizerConfig("adam")}, "unknown optimizer 'adam'; did you"),
