@@ -224,3 +224,22 @@ def test_remat_policies():
         jax.eval_shape(
             lambda p, b: family.hidden(config, p, b, place).hidden_BTD, params, batch
         )
+
+
+def test_query_heads_that_straddle_groups_get_their_own_keys():
+    """Six query heads over two devices and three key-value heads: 0 0 1 | 1 2 2."""
+    from jax.sharding import AxisType
+
+    from scaling_lab.parallel import attention
+    from scaling_lab.parallel.verbs import Mask
+
+    draw = jax.random.split(jax.random.key(0), 3)
+    q = jax.random.normal(draw[0], (2, 8, 6, 4))
+    k, v = (jax.random.normal(key, (2, 8, 3, 4)) for key in draw[1:])
+    positions = jnp.broadcast_to(jnp.arange(8)[None], (2, 8))
+    mask = Mask(positions, positions, ordered=True)
+    mesh = jax.make_mesh((2,), ("tensor",), axis_types=(AxisType.Auto,))
+    spread = attention.by_heads(
+        attention.dense, (q, k, v), mask, mesh, None, ("tensor", None)
+    )
+    assert jnp.allclose(spread, attention.dense(q, k, v, mask), atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def train(
         json: Print the record as JSON.
     """
     asked = words(run)
-    devices = start_jax(asked["target"])
+    devices = start_jax(asked["target"], asked["xla_flags"])
     from scaling_lab.config import configure
     from scaling_lab.sweep import LongRun, run_training
 
@@ -62,8 +63,11 @@ def train(
     return 0
 
 
-def start_jax(target: str) -> int:
+def start_jax(target: str, xla_flags: str = "") -> int:
     """Starts JAX for a target in this process; returns how many devices there are."""
+    if xla_flags:
+        before = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{before} {xla_flags}".strip()
     import jax
 
     from scaling_lab.hardware import parse_target

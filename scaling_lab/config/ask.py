@@ -54,7 +54,10 @@ def configure(
     extra = ("optimizer", "data", "tokenizer", "held_out_fraction", *_MODEL)
     for word in words:
         one_of("option", word, sorted({*_RUN, *_OPTIMIZER, *extra}))
-    given = {word: value for word, value in words.items() if value is not None}
+    # To every word but one, None is silence; to clip it means never.
+    given: dict[str, Any] = {
+        w: v for w, v in words.items() if v is not None or w == "clip"
+    }
     changes = {_MODEL[word]: given[word] for word in _MODEL if word in given}
     count = parse_target(target).devices or devices
     return RunConfig(

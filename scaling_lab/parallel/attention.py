@@ -143,7 +143,10 @@ def by_heads(
 def _own_heads(kv_BSKH: Array, own_queries: int, queries: int, axes: Any) -> Array:
     """The key-value heads that this device's query heads share."""
     group = queries // kv_BSKH.shape[2]
-    first = jax.lax.axis_index(axes) * own_queries // group
+    start = jax.lax.axis_index(axes) * own_queries
+    if own_queries % group and group % own_queries:
+        # A device's queries straddle groups: one key-value head for each of them.
+        return jnp.take(kv_BSKH, (start + jnp.arange(own_queries)) // group, axis=2)
     return jax.lax.dynamic_slice_in_dim(
-        kv_BSKH, first, max(1, own_queries // group), axis=2
+        kv_BSKH, start // group, max(1, own_queries // group), axis=2
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -22,6 +23,9 @@ from scaling_lab.record import RunRecord
 from scaling_lab.sweep import worker
 from scaling_lab.sweep.provenance import environment, provenance
 from scaling_lab.sweep.run import asked, check_legal
+
+#: What a process that has told everything may take to end.
+GRACE_SECONDS = 30.0
 
 #: Told what the sweep is doing: ``(event, config, facts)``.
 Watcher = Callable[[str, RunConfig, dict[str, Any]], None]
@@ -100,7 +104,7 @@ def _run(
     except Exception as error:  # whatever it is, the other runs go on
         return _failure(config, "illegal", f"{type(error).__name__}: {error}")
     deadline = time.monotonic() + timeout if timeout else None
-    with tempfile.TemporaryFile("w+") as stderr:
+    with tempfile.TemporaryFile("w+", errors="replace") as stderr:
         process = worker.start(config, cache_dir, stderr)
         found: RunRecord | None = None
         last = "starting"
@@ -112,7 +116,8 @@ def _run(
                 else:
                     last = event + (f" {facts['number']}" if event == "step" else "")
                     watch(event, config, facts)
-            process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_SECONDS)
         except TimeoutError:
             reason = f"still at {last!r} after {timeout:g} s; raise --timeout"
             return _failure(config, "timeout", reason)
@@ -135,9 +140,11 @@ def _events(
     lines: queue.Queue[str | None] = queue.Queue()
 
     def listen(stream: Any) -> None:
-        for line in stream:
-            lines.put(line)
-        lines.put(None)
+        try:
+            for line in stream:
+                lines.put(line)
+        finally:
+            lines.put(None)
 
     threading.Thread(target=listen, args=(process.stdout,), daemon=True).start()
     while True:
@@ -149,7 +156,10 @@ def _events(
         if line is None:
             return
         if line.startswith(worker.MARK):
-            yield json.loads(line[len(worker.MARK) :])
+            try:
+                yield json.loads(line[len(worker.MARK) :])
+            except ValueError:  # killed in the middle of a line
+                continue
 
 
 def _end(process: subprocess.Popen[str]) -> None:

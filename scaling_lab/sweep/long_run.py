@@ -21,12 +21,12 @@ from scaling_lab.sweep.run import (
     check_legal,
     check_machine,
     compile_step,
+    failure,
     held_out,
     predicted,
     train_stream,
 )
 from scaling_lab.train import (
-    NotFinite,
     Program,
     TrainState,
     fit,
@@ -93,20 +93,24 @@ def run_training(
     started = time.perf_counter()
     columns: dict[str, Any] = {}
     status, reason = "ok", None
+    check_sample(config, plan, dataset)
     with Checkpoints(plan.out / "checkpoints", config) as checkpoints:
         program, state = _begin(config, plan, checkpoints, watch)
         first = int(state.step)
-        program, columns["compiled"] = compile_step(program, state, stream.batch(0))
-        columns["predicted"] = predicted(config)
         log = _Log(program, plan, dataset, checkpoints, watch)
         batches = stream.batches(start=first)
         try:
+            compiled, columns["compiled"] = compile_step(
+                program, state, stream.batch(0)
+            )
+            columns["predicted"] = predicted(config)
             steps = (next(batches) for _ in range(config.steps - first))
-            state = fit(program, state, steps, log)
+            state = fit(compiled, state, steps, log, log.wants)
             if checkpoints.latest != int(state.step):
                 checkpoints.save(state)
-        except NotFinite as error:
-            status, reason = "crashed", str(error)
+            checkpoints.manager.wait_until_finished()
+        except Exception as error:
+            status, reason = failure(error)
             raise
         finally:
             columns["measured"] = log.measured(config)
@@ -164,14 +168,17 @@ class _Log:
             "step",
             {"number": number, "loss": self.losses[-1], "seconds": self.seconds[-1]},
         )
-        # `fit` is a step ahead of the metrics it reports: the state is the next step's.
         steps = self.program.config.steps
-        newest = min(number + 1, steps)
-        if number == steps or _due(newest, steps, self.plan.evaluate_every):
-            self._evaluate(newest, state)
-        if _due(newest, steps, self.plan.save_every):
+        if number == steps or _due(number, steps, self.plan.evaluate_every):
+            self._evaluate(number, state)
+        if _due(number, steps, self.plan.save_every):
             self.checkpoints.save(state)
         self.last = time.perf_counter()
+
+    def wants(self, number: int) -> bool:
+        """Whether this very step's state is evaluated or saved."""
+        every = (self.plan.evaluate_every, self.plan.save_every)
+        return any(_due(number, self.program.config.steps, each) for each in every)
 
     def _evaluate(self, number: int, state: TrainState) -> None:
         found = held_out(self.program, state.params, self.dataset)
@@ -213,6 +220,23 @@ def _due(number: int, steps: int, every: int) -> bool:
     return every > 0 and number % every == 0 and number < steps
 
 
+def check_sample(config: RunConfig, plan: LongRun, dataset: Dataset) -> None:
+    """Raises, before any training, unless the sample can be made after it.
+
+    Raises:
+      ValueError: an empty prompt, or more positions than the model has.
+    """
+    if plan.sample < 0:
+        raise ValueError(f"--sample {plan.sample}: must not be negative")
+    prompt = len(dataset.tokenizer.encode(plan.prompt))
+    longest = getattr(config.model, "length", prompt + plan.sample)
+    if plan.sample and (prompt == 0 or prompt + plan.sample > longest):
+        raise ValueError(
+            f"--sample {plan.sample} after a prompt of {prompt} tokens: needs at least "
+            f"one token of prompt and at most {longest} positions in all"
+        )
+
+
 def sample_text(
     program: Program, state: TrainState, dataset: Dataset, plan: LongRun
 ) -> str:
@@ -221,6 +245,11 @@ def sample_text(
         return ""
     prompt = np.asarray(dataset.tokenizer.encode(plan.prompt), np.int32)
     new = generate(
-        program, state.params, prompt, plan.sample, temperature=plan.temperature
+        program,
+        state.params,
+        prompt,
+        plan.sample,
+        temperature=plan.temperature,
+        vocabulary=dataset.vocab_size,
     )
     return plan.prompt + dataset.tokenizer.decode(new)

@@ -52,8 +52,15 @@ def environment(xla_flags: str) -> str:
 
 
 def flags_in_force(xla_flags: str) -> str:
-    """XLA flags of the environment and of the config, together."""
-    return " ".join(filter(None, (os.environ.get("XLA_FLAGS", ""), xla_flags))).strip()
+    """XLA flags of the environment and of the config, together and once.
+
+    The same before and after a run's process was given its config's flags, so that a
+    sweep and its workers agree on the environment.
+    """
+    shell, own = os.environ.get("XLA_FLAGS", "").strip(), xla_flags.strip()
+    if own and f" {shell}".endswith(f" {own}"):
+        return shell
+    return " ".join(filter(None, (shell, own)))
 
 
 def provenance(xla_flags: str, seed: int) -> dict[str, Any]:

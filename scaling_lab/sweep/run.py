@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -16,7 +17,7 @@ from scaling_lab.data import Dataset
 from scaling_lab.hardware import chip_for
 from scaling_lab.layouts import IllegalLayout
 from scaling_lab.record import RunRecord
-from scaling_lab.sweep.provenance import environment, provenance
+from scaling_lab.sweep.provenance import environment, flags_in_force, provenance
 from scaling_lab.train import NotFinite, Program, bits_per_byte, make_program
 
 #: Told what a run is doing: an event's name and its facts.
@@ -40,14 +41,8 @@ def run_here(
         check_legal(config)
         check_machine(config)
         _fill(columns, config, dataset, tell)
-    except IllegalLayout as error:
-        status, reason = "illegal", str(error)
     except Exception as error:  # a failure is a row too, whatever it is
-        exhausted = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
-        status = "oom" if exhausted else "crashed"
-        reason = f"{type(error).__name__}: {str(error)[:2000]}"
-        if not isinstance(error, NotFinite | ValueError | OSError | ImportError):
-            reason += "\n" + "".join(traceback.format_tb(error.__traceback__)[-3:])
+        status, reason = failure(error)
     source["seconds"] = time.perf_counter() - started
     source["host"]["device_kind"] = jax.devices()[0].device_kind
     return RunRecord(
@@ -59,6 +54,18 @@ def run_here(
         provenance=source,
         **columns,
     )
+
+
+def failure(error: Exception) -> tuple[str, str]:
+    """The status and reason of a run that an exception ended."""
+    if isinstance(error, IllegalLayout):
+        return "illegal", str(error)
+    reason = f"{type(error).__name__}: {str(error)[:2000]}"
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return "oom", reason
+    if not isinstance(error, NotFinite | ValueError | OSError | ImportError):
+        reason += "\n" + "".join(traceback.format_tb(error.__traceback__)[-3:])
+    return "crashed", reason
 
 
 def check_legal(config: RunConfig) -> None:
@@ -77,6 +84,11 @@ def check_machine(config: RunConfig) -> None:
     Raises:
       ValueError: it is another; a number measured here would carry its name.
     """
+    if flags_in_force(config.xla_flags) != os.environ.get("XLA_FLAGS", "").strip():
+        raise ValueError(
+            f"xla_flags {config.xla_flags!r} are not in force: they are read when JAX "
+            f"starts; set XLA_FLAGS before, or run it in a sweep"
+        )
     chip = config.parsed_target().chip
     kind = jax.devices()[0].device_kind
     if chip is not None and chip_for(kind) != chip:

@@ -14,6 +14,7 @@ from typing import Any
 
 from scaling_lab.config import RunConfig
 from scaling_lab.data.store import cache_folder
+from scaling_lab.sweep.provenance import flags_in_force
 
 MARK = "@scaling_lab "
 
@@ -26,7 +27,7 @@ def environment_for(config: RunConfig, cache_dir: Any = None) -> dict[str, str]:
         env["JAX_PLATFORMS"] = "cpu"
         env["JAX_NUM_CPU_DEVICES"] = str(target.devices)
     if config.xla_flags:
-        env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} {config.xla_flags}".strip()
+        env["XLA_FLAGS"] = flags_in_force(config.xla_flags)
     env.setdefault(
         "JAX_COMPILATION_CACHE_DIR", str(cache_folder(cache_dir) / "compiled")
     )
@@ -45,6 +46,7 @@ def start(config: RunConfig, cache_dir: Any, stderr: Any) -> subprocess.Popen[st
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,
+        errors="replace",
         start_new_session=True,  # Ctrl-C is the parent's to handle
     )
     assert process.stdin is not None

@@ -22,6 +22,7 @@ def fit(
     state: TrainState,
     batches: Iterable[Metrics],
     on_step: Callable[[int, Metrics, TrainState], None] = lambda *_: None,
+    settle: Callable[[int], bool] = lambda _: False,
 ) -> TrainState:
     """Trains on `batches`, one step each.
 
@@ -30,7 +31,9 @@ def fit(
 
     Args:
       on_step: called with the step's number (from 1), its metrics as host numbers, and
-        the newest state.
+        the newest state, which is the next step's unless the step was settled.
+      settle: whether to wait for a step before going on, so that `on_step` may keep or
+        evaluate the state of that very step.
 
     Raises:
       NotFinite: a loss or gradient is no number; the step changed nothing.
@@ -44,6 +47,9 @@ def fit(
         if pending is not None:
             _finish(program, state, pending, on_step)
         pending = (number, metrics, placed_batch)
+        if settle(number):
+            _finish(program, state, pending, on_step)
+            pending = None
     if pending is not None:
         _finish(program, state, pending, on_step)
     return state

@@ -26,12 +26,14 @@ def generate(
     *,
     temperature: float = 0.8,
     seed: int = 0,
+    vocabulary: int | None = None,
 ) -> np.ndarray:
     """Continues a prompt.
 
     Args:
       prompt: token ids, at least one. tokens: how many to add.
       temperature: 0 takes the likeliest token every time.
+      vocabulary: of the tokenizer, where the model's is rounded up past it.
 
     Returns:
       The new token ids.
@@ -56,7 +58,7 @@ def generate(
     position, found = 0, []
     for index in range(tokens):
         logits_BTV, cache = step(params, token_BT, position, cache)
-        logits_V = jnp.asarray(np.asarray(logits_BTV)[0, -1])
+        logits_V = jnp.asarray(np.asarray(logits_BTV)[0, -1, :vocabulary])
         found.append(_choose(logits_V, temperature, jax.random.fold_in(key, index)))
         position += token_BT.shape[1]
         token_BT = np.full((rows, 1), found[-1], np.int32)
