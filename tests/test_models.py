@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from scaling_lab import models
 from scaling_lab.layouts import Layout, Placement
@@ -228,11 +229,6 @@ def test_remat_policies():
 
 def test_query_heads_that_straddle_groups_get_their_own_keys():
     """Six query heads over two devices and three key-value heads: 0 0 1 | 1 2 2."""
-    from jax.sharding import AxisType
-
-    from scaling_lab.parallel import attention
-    from scaling_lab.parallel.verbs import Mask
-
     draw = jax.random.split(jax.random.key(0), 3)
     q = jax.random.normal(draw[0], (2, 8, 6, 4))
     k, v = (jax.random.normal(key, (2, 8, 3, 4)) for key in draw[1:])

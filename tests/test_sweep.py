@@ -268,7 +268,7 @@ ILLEGAL = [
     ({"layout": "fsdp=8", "batch": 12}, "dim B=12 (batch) does not divide"),
     ({"layout": "tensor=8", "layers": 1, "family": "gpt2", "length": 4096}, "1024"),
     ({"remat": "save:fnn/up"}, "did you mean ffn/up"),
-    ({"accumulate": 3}, "nearest: [2, 4, 1]"),
+    ({"accumulate": 3}, "nearest accumulate: 2, 4, 1"),
     ({"accumulate": 0}, "accumulate=0: must be at least 1"),
     ({"batch": 0}, "batch=0: must be at least 1"),
     ({"batch": -8}, "batch=-8: must be at least 1"),

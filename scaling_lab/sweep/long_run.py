@@ -27,6 +27,7 @@ from scaling_lab.sweep.run import (
     train_stream,
 )
 from scaling_lab.train import (
+    NotFinite,
     Program,
     TrainState,
     fit,
@@ -111,6 +112,9 @@ def run_training(
             checkpoints.manager.wait_until_finished()
         except Exception as error:
             status, reason = failure(error)
+            short = log.why_short(first)
+            if short and not isinstance(error, NotFinite):
+                reason = f"{short}: {reason}"
             raise
         finally:
             columns["measured"] = log.measured(config)

@@ -60,12 +60,11 @@ def failure(error: Exception) -> tuple[str, str]:
     """The status and reason of a run that an exception ended."""
     if isinstance(error, IllegalLayout):
         return "illegal", str(error)
+    exhausted = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
     reason = f"{type(error).__name__}: {str(error)[:2000]}"
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-        return "oom", reason
     if not isinstance(error, NotFinite | ValueError | OSError | ImportError):
         reason += "\n" + "".join(traceback.format_tb(error.__traceback__)[-3:])
-    return "crashed", reason
+    return "oom" if exhausted else "crashed", reason
 
 
 def check_legal(config: RunConfig) -> None:
