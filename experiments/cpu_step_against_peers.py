@@ -159,29 +159,23 @@ def main() -> None:
 def write(seconds: dict[str, list[float]], ratio: float) -> None:
     """Our side as a record, with the peer's seconds and the ratio beside it."""
     from scaling_lab import measure, record
-    from scaling_lab.sweep.provenance import environment, provenance
-    from scaling_lab.sweep.run import asked
+    from scaling_lab.sweep.provenance import provenance
+    from scaling_lab.sweep.run import row
 
     config = CONFIGS[0]
     clock = measure.spread(seconds["ours"])
     assert clock is not None
-    row = record.RunRecord(
-        id=config.id,
-        environment=environment(config.xla_flags),
-        status="ok",
-        asked=asked(config),
-        measured={
-            "step_seconds": clock,
-            **measure.throughput(config, clock["median"]),
-            "peer": {
-                "name": "transformers",
-                "step_seconds": measure.spread(seconds["transformers"]),
-            },
-            "ratio": ratio,
+    measured = {
+        "step_seconds": clock,
+        **measure.throughput(config, clock["median"]),
+        "peer": {
+            "name": "transformers",
+            "step_seconds": measure.spread(seconds["transformers"]),
         },
-        provenance=provenance(config.xla_flags, config.seed),
-    )
-    record.append(OUT, row)
+        "ratio": ratio,
+    }
+    source = provenance(config.xla_flags, config.seed)
+    record.append(OUT, row(config, source, measured=measured))
 
 
 if __name__ == "__main__":

@@ -102,6 +102,11 @@ def unstacked(name: str) -> str:
     return f"{stem(name)}_{dims[1:]}"
 
 
+def keys(path: Any) -> list[str]:
+    """The words of a tree path, dict keys and field names alike; indices are ``""``."""
+    return [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
+
+
 def leaves(params: Params, prefix: str = "") -> dict[str, Any]:
     """Nested dicts as one flat dict: ``{"layers/gate_LDF": array, …}``."""
     flat: dict[str, Any] = {}

@@ -101,7 +101,7 @@ def state_dims(state: Any, params: Params) -> Any:
     shapes = {path: tuple(leaf.shape) for path, leaf in dims.leaves(params).items()}
 
     def of(path: Any, leaf: Any) -> str:
-        keys = [str(getattr(k, "key", getattr(k, "name", ""))) for k in path]
+        keys = dims.keys(path)
         owner = next(
             (p for p in shapes if keys[-len(p.split("/")) :] == p.split("/")), ""
         )

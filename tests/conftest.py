@@ -68,3 +68,17 @@ def quick_compiles():
 def batches():
     """Three packed batches of 8 sequences of 32 tokens."""
     return [packed_batch(seed=seed) for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A file of real enough text, for runs that must not depend on the machine's."""
+    path = tmp_path_factory.mktemp("text") / "notes.txt"
+    lines = [f"{n} squared is {n * n}, and its half {n / 2}.\n" for n in range(2500)]
+    path.write_text("".join(lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")

@@ -30,19 +30,6 @@ WORDS = {
 }
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "notes.txt"
-    lines = [f"{n} squared is {n * n}, and its half {n / 2}.\n" for n in range(2500)]
-    path.write_text("".join(lines))
-    return path
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
 def words(text):
     return {**WORDS, "data": (str(text),)}

@@ -16,8 +16,8 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PUBLISHED = {"01_first_step", "02_layouts", "03_reading_a_record"}
-#: A folder of somebody's machine, as text or as a link.
-MACHINE_PATH = re.compile(r"(?:/home/|/Users/|/root/|/tmp/|/work/|[A-Z]:\\Users\\)\w")
+#: A folder of somebody's machine, as text or as a link: any absolute path of two words.
+MACHINE_PATH = re.compile(r"(?:(?<!\w)/[a-zA-Z]\w*/|[A-Z]:\\Users\\)\w")
 CELL_SECONDS = 300
 
 

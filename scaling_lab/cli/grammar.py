@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 import tyro
@@ -89,10 +88,9 @@ Grid = dataclasses.make_dataclass(
 )
 
 
-def words(asked: Any, defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def words(asked: Any) -> dict[str, Any]:
     """The words given, as `config.configure` and `sweep.grid` take them."""
-    found = {f.name: getattr(asked, f.name) for f in dataclasses.fields(asked)}
-    return {**(defaults or {}), **found}
+    return {f.name: getattr(asked, f.name) for f in dataclasses.fields(asked)}
 
 
 def local_devices(target: str | tuple[str, ...]) -> int | None:

@@ -65,12 +65,13 @@ def train(
 
 def start_jax(target: str, xla_flags: str = "") -> int:
     """Starts JAX for a target in this process; returns how many devices there are."""
-    if xla_flags:
-        before = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{before} {xla_flags}".strip()
     import jax
 
     from scaling_lab.hardware import parse_target
+    from scaling_lab.sweep.provenance import flags_in_force
+
+    if xla_flags:  # read when the first device is asked for, below
+        os.environ["XLA_FLAGS"] = flags_in_force(xla_flags)
 
     parsed = parse_target(target)
     if parsed.chip is not None and parsed.chip.name == "cpu":

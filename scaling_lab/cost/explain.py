@@ -130,10 +130,9 @@ def _optimizer_state(config: RunConfig, layout: Layout) -> Iterator[Row]:
     for (path, leaf), own in zip(flat, jax.tree.leaves(letters), strict=True):
         name = str(getattr(path[-1], "key", "")) if path else ""
         spec = layout.spec("optimizer", own, name)
-        keys = [str(getattr(k, "key", getattr(k, "name", ""))) for k in path]
         yield Row(
             "optimizer",
-            "/".join(key for key in keys if key),
+            "/".join(filter(None, dims.keys(path))),
             leaf.shape,
             placement_text(own, spec) if own else "whole",
             leaf.size * leaf.dtype.itemsize // layout.over(spec),

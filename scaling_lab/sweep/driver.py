@@ -22,7 +22,7 @@ from scaling_lab.layouts import IllegalLayout
 from scaling_lab.record import RunRecord
 from scaling_lab.sweep import worker
 from scaling_lab.sweep.provenance import environment, provenance
-from scaling_lab.sweep.run import asked, check_legal
+from scaling_lab.sweep.run import check_legal, row
 
 #: What a process that has told everything may take to end.
 GRACE_SECONDS = 30.0
@@ -79,17 +79,17 @@ def sweep(
         stale = finished is not None and finished.environment != current
         counts["stale"] += stale
         if finished is not None and (keep_stale or not stale):
-            row = finished
+            done = finished
             counts["kept"] += 1
             watch("kept", config, {})
         else:
             watch("start", config, {"stale": stale})
-            row = _run(config, timeout, cache_dir, watch)
-            record.append(path, row)
-            known[config.id] = row
+            done = _run(config, timeout, cache_dir, watch)
+            record.append(path, done)
+            known[config.id] = done
             counts["ran"] += 1
-            watch("end", config, {"record": row})
-        rows.append(row)
+            watch("end", config, {"record": done})
+        rows.append(done)
     return Summary(path, tuple(rows), **counts)
 
 
@@ -181,11 +181,4 @@ def _died(config: RunConfig, code: int, last: str, tail: str) -> RunRecord:
 
 
 def _failure(config: RunConfig, status: str, reason: str) -> RunRecord:
-    return RunRecord(
-        id=config.id,
-        environment=environment(config.xla_flags),
-        status=status,
-        reason=reason,
-        asked=asked(config),
-        provenance=provenance(config.xla_flags, config.seed),
-    )
+    return row(config, provenance(config.xla_flags, config.seed), status, reason)

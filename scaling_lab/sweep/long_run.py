@@ -15,21 +15,22 @@ from scaling_lab.checkpoint import Checkpoints
 from scaling_lab.config import RunConfig, with_data
 from scaling_lab.data import Dataset
 from scaling_lab.record import RunRecord
-from scaling_lab.sweep.provenance import environment, provenance
+from scaling_lab.sweep.provenance import provenance
 from scaling_lab.sweep.run import (
-    asked,
     check_legal,
     check_machine,
     compile_step,
     failure,
     held_out,
     predicted,
+    row,
     train_stream,
 )
 from scaling_lab.train import (
     NotFinite,
     Program,
     TrainState,
+    check_room,
     fit,
     generate,
     make_program,
@@ -119,19 +120,15 @@ def run_training(
         finally:
             columns["measured"] = log.measured(config)
             source["seconds"] = time.perf_counter() - started
-            row = RunRecord(
-                id=config.id,
-                environment=environment(config.xla_flags),
-                status=status if reason or log.reached(first) else "crashed",
-                reason=reason or log.why_short(first),
-                asked=asked(config),
-                provenance=source,
-                **columns,
+            if not (reason or log.reached(first)):
+                status = "crashed"
+            done = row(
+                config, source, status, reason or log.why_short(first), **columns
             )
             if first < config.steps:  # resumed at its end, it has its record
-                record.append(plan.out, row)
+                record.append(plan.out, done)
     watch("sampling", {})
-    return Trained(program, state, row, sample_text(program, state, dataset, plan))
+    return Trained(program, state, done, sample_text(program, state, dataset, plan))
 
 
 def _begin(
@@ -232,13 +229,9 @@ def check_sample(config: RunConfig, plan: LongRun, dataset: Dataset) -> None:
     """
     if plan.sample < 0:
         raise ValueError(f"--sample {plan.sample}: must not be negative")
-    prompt = len(dataset.tokenizer.encode(plan.prompt))
-    longest = getattr(config.model, "length", prompt + plan.sample)
-    if plan.sample and (prompt == 0 or prompt + plan.sample > longest):
-        raise ValueError(
-            f"--sample {plan.sample} after a prompt of {prompt} tokens: needs at least "
-            f"one token of prompt and at most {longest} positions in all"
-        )
+    if plan.sample:
+        prompt = len(dataset.tokenizer.encode(plan.prompt))
+        check_room(config.model, prompt, plan.sample)
 
 
 def sample_text(

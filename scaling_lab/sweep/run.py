@@ -45,6 +45,17 @@ def run_here(
         status, reason = failure(error)
     source["seconds"] = time.perf_counter() - started
     source["host"]["device_kind"] = jax.devices()[0].device_kind
+    return row(config, source, status, reason, **columns)
+
+
+def row(
+    config: RunConfig,
+    source: dict[str, Any],
+    status: str = "ok",
+    reason: str | None = None,
+    **columns: Any,
+) -> RunRecord:
+    """A config's record: what was asked, how it ended, and where it comes from."""
     return RunRecord(
         id=config.id,
         environment=environment(config.xla_flags),

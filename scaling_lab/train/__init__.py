@@ -5,7 +5,7 @@
 
 from scaling_lab.train.loop import NotFinite, bits_per_byte, check_finite, fit
 from scaling_lab.train.program import Program, make_placement, make_program
-from scaling_lab.train.sample import generate
+from scaling_lab.train.sample import check_room, generate
 from scaling_lab.train.step import TrainState, make_train_step
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "TrainState",
     "bits_per_byte",
     "check_finite",
+    "check_room",
     "fit",
     "generate",
     "make_placement",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import AxisType, Sharding, SingleDeviceSharding
+from jax.sharding import AxisType, SingleDeviceSharding
 
 from scaling_lab import dims, layouts, models, optimizers
 from scaling_lab.config import RunConfig
@@ -116,20 +116,14 @@ def state_shardings(
 ) -> Any:
     """Where every array of the state rests, by the `params` and `optimizer` tables."""
     abstract = jax.eval_shape(functools.partial(_init, config, optimizer))
-    letters: Any = TrainState(
-        step=cast(Any, ""),
-        params=jax.tree.map_with_path(
-            lambda path, leaf: dims.check(leaf_name(path), leaf.shape), abstract.params
+    letters = optimizers.state_dims(abstract.optimizer, abstract.params)
+    return TrainState(
+        step=_rests(place, "params", ""),
+        params=shardings_of(place, abstract.params),
+        optimizer=jax.tree.map_with_path(
+            lambda path, own: _rests(place, "optimizer", own, leaf_name(path)), letters
         ),
-        optimizer=optimizers.state_dims(abstract.optimizer, abstract.params),
     )
-    alone = SingleDeviceSharding(jax.devices()[0])
-
-    def of(path: Any, letters: str) -> Sharding:
-        kind = "optimizer" if path[0].name == "optimizer" else "params"
-        return place.sharding(kind, letters, leaf_name(path)) or alone
-
-    return jax.tree.map_with_path(of, letters)
 
 
 def shardings_of(place: Placement, params: Any) -> Any:
@@ -137,9 +131,15 @@ def shardings_of(place: Placement, params: Any) -> Any:
 
     def of(path: Any, leaf: Any) -> Any:
         name = leaf_name(path)
-        return place.sharding("params", dims.check(name, leaf.shape), name)
+        return _rests(place, "params", dims.check(name, leaf.shape), name)
 
     return jax.tree.map_with_path(of, params)
+
+
+def _rests(place: Placement, kind: str, letters: str, name: str = "") -> Any:
+    """A table's sharding; without a mesh the one device there is."""
+    found = place.sharding(kind, letters, name)
+    return found or SingleDeviceSharding(jax.devices()[0])
 
 
 def _evaluate(config: RunConfig, place: Placement, params: Any, batch: Metrics):

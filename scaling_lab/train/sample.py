@@ -42,13 +42,8 @@ def generate(
       ValueError: an empty prompt, or more positions than the model has.
     """
     config = program.config.model
+    check_room(config, len(prompt), tokens)
     total = len(prompt) + tokens
-    longest = getattr(config, "length", total)
-    if not len(prompt) or total > longest:
-        raise ValueError(
-            f"a prompt of {len(prompt)} tokens and {tokens} new ones: needs at least "
-            f"one token of prompt and at most {longest} positions in all"
-        )
     place, params = _to_decode(program, params)
     rows = place.layout.over(place.layout.spec("acts", "B"))
     cache = ops.empty_cache(config, rows, total, place.compute)
@@ -63,6 +58,21 @@ def generate(
         position += token_BT.shape[1]
         token_BT = np.full((rows, 1), found[-1], np.int32)
     return np.asarray(found)
+
+
+def check_room(model: Any, prompt: int, tokens: int) -> None:
+    """Raises unless a model has positions for a prompt and what follows it.
+
+    Raises:
+      ValueError: an empty prompt, or more positions than the model has.
+    """
+    total = prompt + tokens
+    longest = getattr(model, "length", total)
+    if not prompt or total > longest:
+        raise ValueError(
+            f"a prompt of {prompt} tokens and {tokens} new ones: needs at least "
+            f"one token of prompt and at most {longest} positions in all"
+        )
 
 
 def _to_decode(program: Program, params: Any) -> tuple[Placement, Any]:
@@ -80,8 +90,6 @@ def _to_decode(program: Program, params: Any) -> tuple[Placement, Any]:
         remat="none",
     )
     place = make_placement(config)
-    if place.mesh is None:
-        return place, params
     return place, jax.device_put(params, shardings_of(place, params))
 
 
