@@ -196,9 +196,9 @@ def test_refused(fields, said):
     refused(run_of(size="toy", **fields), said)
 
 
-def test_chunks_that_do_not_divide_are_refused():
+def test_chunks_that_cannot_be_are_refused():
     # Fails while nothing looks at loss_chunks before tracing.
-    refused(run_of(length=32, loss_chunks=3), "loss_chunks=3")
+    refused(run_of(length=32, loss_chunks=257), "loss_chunks=257")
     refused(run_of(length=32, loss_chunks=0), "loss_chunks=0")
 
 

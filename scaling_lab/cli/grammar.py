@@ -39,7 +39,7 @@ FLAGS: tuple[tuple[str, Any, Any, str], ...] = (
     ("weight_decay", float, 0.1, "On matrices."),
     ("clip", float | None, 1.0, "Largest global gradient norm."),
     ("z_loss", float, 0.0, "Weight of the squared log-normaliser."),
-    ("loss_chunks", int | None, None, "Chunks of positions in the loss."),
+    ("loss_chunks", int | None, None, "Chunks of the vocabulary in the loss."),
     ("layers", int | None, None, "Layers, instead of the size's."),
     ("vocabulary", int | None, None, "Vocabulary, instead of the size's."),
     ("tokenizer", str, "byte", "byte, bpe:8192, or a tokenizer.json."),

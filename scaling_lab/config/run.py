@@ -38,7 +38,7 @@ class RunConfig:
       stack: layers scanned, unrolled, or whichever suits the backend.
       axis_type: of the mesh; ``explicit`` is JAX's sharding in types.
       z_loss: weight of the squared log-normaliser (PaLM, section 5).
-      loss_chunks: chunks of positions the loss is cut into; ``None`` decides.
+      loss_chunks: chunks of the vocabulary the loss is cut into; ``None`` decides.
       evaluate_batches: held-out batches in an evaluation; 0 never evaluates.
       xla_flags: set before the run's process starts JAX.
       size: what people call the model; not part of the identity.

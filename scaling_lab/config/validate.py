@@ -33,8 +33,11 @@ def validate(config: RunConfig, devices: int | None = None) -> None:
     ):
         one_of(field, getattr(config, field), known)
     _check_parts("batch", config.batch, "accumulate", config.accumulate)
-    if config.loss_chunks is not None:
-        _check_parts("length", config.length, "loss_chunks", config.loss_chunks)
+    if config.loss_chunks is not None and not 1 <= config.loss_chunks <= config.model.V:
+        raise ValueError(
+            f"loss_chunks={config.loss_chunks}: a vocabulary of {config.model.V} is "
+            f"cut into 1 to {config.model.V} chunks"
+        )
     longest = getattr(config.model, "length", None)
     if longest is not None and config.length > longest:
         raise ValueError(

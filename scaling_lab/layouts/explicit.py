@@ -20,12 +20,17 @@ Array = jax.Array
 class ExplicitPlacement(Placement):
     """`Placement` for a mesh whose axes are all `AxisType.Explicit`."""
 
+    gradients = "params"  # a gradient's sharding is its weight's, by type
+
     def _constrain(self, array: Array, spec: Spec) -> Array:
         if self.mesh is None:
             return array
         return jax.sharding.reshard(array, NamedSharding(self.mesh, partition(spec)))
 
-    def _contract(self, equation: str, operands: tuple[Array, ...], out: Spec) -> Array:
+    def _contract(
+        self, equation: str, operands: tuple[Array, ...], out: Spec, name: str
+    ) -> Array:
+        del name
         if self.mesh is None:
             return equations.contract(equation, operands)
         sharding = NamedSharding(self.mesh, partition(out))

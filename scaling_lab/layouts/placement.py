@@ -14,11 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import Mesh, NamedSharding
 
 from scaling_lab import dims
-from scaling_lab.layouts.mesh import partition
-from scaling_lab.layouts.tables import Layout, Spec
+from scaling_lab.layouts.moves import Moves
+from scaling_lab.layouts.tables import Spec
 from scaling_lab.parallel import (
     attention,
     cross_entropy,
@@ -33,30 +32,21 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Placement:
+class Placement(Moves):
     """Binds the verbs of `parallel.verbs.Verbs` to one layout on one mesh.
 
-    Attributes:
-      layout: the tables.
-      mesh: the layout's mesh; ``None`` places nothing (one device).
-      compute: dtype of arithmetic; weights are cast where they are used, before they
-        are gathered, and softmax, norms and the loss stay in float32.
+    Attributes (beside those of `Moves`):
       remat: what the backward pass keeps, as `parallel.stack.remat` reads it.
       unroll: layers written out instead of scanned.
       attend_with: the attention of one device.
-      contract_with: the contraction of one device.
-      loss_chunks: how many chunks of positions the loss is cut into, each made again
-        in the backward pass; ``None`` decides.
+      loss_chunks: how many chunks of the vocabulary the loss is cut into, each made
+        again in the backward pass; ``None`` decides.
       loss_elements: logits of one device at a time, where it decides.
     """
 
-    layout: Layout
-    mesh: Mesh | None = None
-    compute: Any = jnp.float32
     remat: str = "none"
     unroll: bool = False
     attend_with: attention.Attend = attention.dense
-    contract_with: equations.Contract = equations.contract
     loss_chunks: int | None = None
     loss_elements: int = cross_entropy.KEEP_ELEMENTS
 
@@ -73,7 +63,7 @@ class Placement:
                 self._operand(operand, term, (terms, output, out_spec), name)
                 for operand, term in zip(operands, terms, strict=True)
             )
-            result = self._contract(equation, moved, out_spec)
+            result = self._contract(equation, moved, out_spec, name)
             if bias is not None:
                 result = result + self._bias(jnp.asarray(bias), output, name)
             return checkpoint_name(result, name)
@@ -84,7 +74,18 @@ class Placement:
         """`Verbs.take`: a plain gather, or one per shard of the table's rows."""
         out_spec = self.layout.spec("acts", "BT" + dims[1:], name)
         with jax.named_scope(name):
-            table = self._use(jnp.asarray(table), dims, name)
+            table = jnp.asarray(table)
+            columns = self._columns(table, dims, name, out_spec[0])
+            if columns:
+                found = take.sharded_columns(
+                    self._constrain(table, ((), columns)).astype(self.compute),
+                    indices_BT,
+                    self.mesh,
+                    columns,
+                    out_spec[0],
+                )
+                return checkpoint_name(self._constrain(found, out_spec), name)
+            table = self._use(table, dims, name)
             if self.mesh is None:
                 return checkpoint_name(take.rows(table, indices_BT), name)
             row_axes = self.layout.spec("acts", dims, name)[0]
@@ -92,6 +93,17 @@ class Placement:
                 table, indices_BT, self.mesh, row_axes or None, out_spec[0] or None
             )
             return checkpoint_name(self._constrain(found, out_spec), name)
+
+    def _columns(
+        self, table: Array, dims: str, name: str, batch: tuple[str, ...]
+    ) -> tuple[str, ...]:
+        """The axes of a table's columns, where looking up in each part is better."""
+        stored = f"{name.rpartition('/')[2]}_{dims}"
+        rows, columns = (self.layout.spec("params", dims, stored) + ((),))[:2]
+        used = self.layout.spec("acts", dims, name)
+        width = table.shape[-1] // self.layout.over((columns,))
+        apart = not rows and not any(used) and set(columns) <= set(batch)
+        return columns if apart and width >= take.NARROWEST else ()
 
     def attend(
         self, q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask, *, name: str
@@ -143,6 +155,17 @@ class Placement:
         caches = [None] * len(segments) if cache is None else cache
         auxes, after = [], []
         for segment, segment_cache in zip(segments, caches, strict=True):
+            if self.remat == "full" and cache is None and not self.unroll:
+                x_BTD, aux, left = stack.scan_inputs(
+                    functools.partial(segment.block, self),
+                    segment,
+                    x_BTD,
+                    per_batch,
+                    self._rest,
+                )
+                auxes.append(aux)
+                after.append(left)
+                continue
             block = stack.remat(
                 functools.partial(segment.block, self),
                 self.remat,
@@ -156,125 +179,42 @@ class Placement:
     def cross_entropy(
         self, hidden_BTD: Array, head_DV: Array, targets_BT: Array, *, name: str
     ) -> TokenLoss:
-        """`Verbs.cross_entropy`: by vocabulary shard and by chunk of positions."""
-        batch, length, _ = hidden_BTD.shape
+        """`Verbs.cross_entropy`: by vocabulary shard, and by chunk of that."""
         spec = self.layout.spec("acts", "BTV", name)
-        rows = batch // self.layout.over(spec[:1])
-        columns = head_DV.shape[1] // self.layout.over(spec[2:])
-        n = self.loss_chunks or cross_entropy.chunks(
-            rows * length, length, columns, self.loss_elements
-        )
-        recompute = self.loss_chunks is not None
+        tokens = hidden_BTD.shape[0] * hidden_BTD.shape[1] // self.layout.over(spec[:1])
+        vocabulary = head_DV.shape[1] // self.layout.over(spec[2:])
+        fits = tokens * vocabulary <= self.loss_elements
+        chunk = cross_entropy.columns(tokens, vocabulary, self.loss_elements)
+        if self.loss_chunks:
+            chunk = -(-vocabulary // self.loss_chunks)
         with jax.named_scope(name):
-            head_DV = self._use(head_DV, "DV", name)
+            shards = cross_entropy.Shards()
             hidden_BTD = hidden_BTD.astype(self.compute)
-            if self.mesh is None:
-                return cross_entropy.token_loss(
-                    hidden_BTD, head_DV, targets_BT, n, recompute
-                )
-            # Positions whole again before they are cut into chunks.
-            hidden_BTD = self._constrain(hidden_BTD, (spec[0], (), ()))
-            return cross_entropy.sharded_token_loss(
-                (hidden_BTD, head_DV, targets_BT),
-                n,
-                recompute,
-                self.mesh,
-                (spec[0] or None, spec[2] or None),
+            head_DV = head_DV.astype(self.compute)
+            if self.mesh is not None:
+                shards = self._loss_shards(spec)
+                hidden_BTD = self._constrain(hidden_BTD, (spec[0], (), ()))
+                head_DV = self._constrain(head_DV, (shards.width, spec[2]))
+            keep = self.loss_chunks is None and (
+                fits or tokens * vocabulary <= cross_entropy.KEEP_ELEMENTS
+            )
+            return cross_entropy.token_loss(
+                hidden_BTD, head_DV, targets_BT, chunk, shards, keep=keep
             )
 
-    # How an array gets to where it is wanted.
+    def _loss_shards(self, spec: Spec) -> cross_entropy.Shards:
+        """Where the loss finds its head, and leaves the head's gradient."""
+        batch, _, vocabulary = spec
 
-    def sharding(self, kind: str, letters: str, name: str = "") -> NamedSharding | None:
-        """Where an array rests by one of the four tables; ``None`` without a mesh."""
-        if self.mesh is None:
-            return None
-        return NamedSharding(
-            self.mesh, partition(self.layout.spec(kind, letters, name))
+        def of_width(kind: str) -> tuple[str, ...]:
+            rests = self.layout.spec(kind, "DV", "head_DV")[0]
+            return tuple(axis for axis in rests if axis not in vocabulary)
+
+        reduced = of_width(self.gradients)
+        return cross_entropy.Shards(
+            self.mesh,
+            batch,
+            vocabulary,
+            of_width("params"),
+            tuple(axis for axis in reduced if axis in batch),
         )
-
-    def constrain(self, array: Array, kind: str, letters: str, name: str = "") -> Array:
-        """The array, resting where a table says."""
-        return self._constrain(array, self.layout.spec(kind, letters, name))
-
-    def _constrain(self, array: Array, spec: Spec) -> Array:
-        if self.mesh is None:
-            return array
-        return jax.lax.with_sharding_constraint(
-            array, NamedSharding(self.mesh, partition(spec))
-        )
-
-    def _contract(self, equation: str, operands: tuple[Array, ...], out: Spec) -> Array:
-        return self._constrain(self.contract_with(equation, operands), out)
-
-    def _operand(self, operand: Array, term: str, around, name: str) -> Array:
-        """A weight goes where `acts` says; an activation where the output will need it.
-
-        The dims it keeps follow the output, so a dim the output does not divide is
-        gathered before the contraction and not after; the dims summed over stay where
-        they are, and then no kept dim may sit on their axis.
-        """
-        if "B" not in term:
-            return self._use(operand, term, name)
-        terms, output, out_spec = around
-        own = dict(zip(term, self.layout.spec("acts", term, name), strict=True))
-        summed = equations.contracted(terms, output) & set(term)
-        busy = {axis for letter in summed for axis in own[letter]}
-        kept = dict(zip(output, out_spec, strict=True))
-        spec = tuple(
-            own[letter]
-            if letter in summed
-            else tuple(axis for axis in kept[letter] if axis not in busy)
-            for letter in term
-        )
-        return self._constrain(operand.astype(self.compute), spec)
-
-    def _bias(self, bias: Array, output: str, name: str) -> Array:
-        letters = output[-bias.ndim :]
-        bias = self._use(bias, letters, f"{name}_bias")
-        return bias[(None,) * (len(output) - bias.ndim)]
-
-    def _use(self, weight: Array, letters: str, name: str) -> Array:
-        """A stored weight, cast, then brought to where it is used."""
-        weight = weight.astype(self.compute)
-        if self.mesh is None:
-            return weight
-        stored = f"{name.rpartition('/')[2]}_{letters}"
-        used = self.sharding("acts", letters, name)
-        weight = _gather(weight, used, self.sharding("grads", letters, stored))
-        if self._gathers({stored: weight}):
-            weight = checkpoint_name(weight, stack.GATHERED)
-        return weight
-
-    def _gathers(self, params: Mapping[str, Any]) -> bool:
-        """Whether any of these weights rests elsewhere than it is used."""
-        if self.layout.gather == "step":
-            return False
-        return any(
-            self.layout.spec("params", letters, name)
-            != self.layout.spec("acts", letters)
-            for name in params
-            for letters in [dims.letters(name)]
-        )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gather(weight: Array, used: NamedSharding, reduced: NamedSharding) -> Array:
-    """The weight where it is used; its gradient straight to where it is reduced.
-
-    Left alone, the transpose would put the gradient where the weight was used, whole
-    on every device, before dividing it.
-    """
-    del reduced
-    return jax.lax.with_sharding_constraint(weight, used)
-
-
-def _gather_forward(weight, used, reduced):
-    return _gather(weight, used, reduced), None
-
-
-def _gather_backward(used, reduced, _, cotangent):
-    del used
-    return (jax.lax.with_sharding_constraint(cotangent, reduced),)
-
-
-_gather.defvjp(_gather_forward, _gather_backward)

@@ -136,6 +136,7 @@ def by_heads(
         mesh=mesh,
         in_specs=(q_spec, kv_spec, kv_spec, mask_spec),
         out_specs=q_spec,
+        check_vma=False,
     )
     return spread(*arrays, mask)
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from scaling_lab import dims
+from scaling_lab.parallel import recompute
 from scaling_lab.parallel.verbs import Batch, Segment
 
 Array = jax.Array
@@ -84,6 +85,21 @@ def scan(block: Block, segment: Segment, x_BTD: Array, per_batch: Batch, cache):
 
     x_BTD, (aux, cache) = jax.lax.scan(body, x_BTD, (_per_layer(segment.params), cache))
     return x_BTD, _total(aux), cache
+
+
+def scan_inputs(
+    block: Block,
+    segment: Segment,
+    x_BTD: Array,
+    per_batch: Batch,
+    rest: Callable[[Any], Any],
+):
+    """`scan` that keeps the layers' inputs alone; see `recompute.scan`."""
+    layers = recompute.Layers(block, rest)
+    stacked = _per_layer(segment.params)
+    scanned: Any = recompute.scan(layers, stacked, x_BTD, per_batch)
+    x_BTD, aux = scanned
+    return x_BTD, aux, None
 
 
 def unroll(block: Block, segment: Segment, x_BTD: Array, per_batch: Batch, cache):

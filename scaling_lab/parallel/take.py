@@ -1,4 +1,4 @@
-"""Embedding lookup: rows of a whole table, or of one divided over its rows."""
+"""Embedding lookup: in a whole table, or one divided over its rows or columns."""
 
 from __future__ import annotations
 
@@ -42,5 +42,38 @@ def sharded_rows(
         local,
         mesh=mesh,
         in_specs=(PartitionSpec(row_axes, None), PartitionSpec(batch, None)),
+        out_specs=PartitionSpec(batch, None, None),
+    )(table_VD, indices_BT)
+
+
+#: Rows narrower than this are not worth looking up: half an accelerator's lanes.
+NARROWEST = 64
+
+
+def sharded_columns(
+    table_VD: Array, indices_BT: Array, mesh: Any, columns: Any, batch: Any
+) -> Array:
+    """The lookup of everybody's sequences in each device's own columns of the table.
+
+    Indices cross the wires, then what was found; going backwards what was found and no
+    gradient of the table: with B·T·D elements on a device instead of V·D, and no table
+    is ever whole. It is the all-to-all of DLRM (Naumov et al. 2019, section 3.1).
+
+    Args:
+      columns: mesh axes of the table's columns, all of them among `batch`.
+      batch: mesh axes of dim B.
+    """
+
+    def local(table_VD, indices_BT):
+        wanted_BT = jax.lax.all_gather(indices_BT, columns, axis=0, tiled=True)
+        found_BTD = rows(table_VD, wanted_BT)
+        return jax.lax.all_to_all(
+            found_BTD, columns, split_axis=0, concat_axis=2, tiled=True
+        )
+
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(PartitionSpec(None, columns), PartitionSpec(batch, None)),
         out_specs=PartitionSpec(batch, None, None),
     )(table_VD, indices_BT)

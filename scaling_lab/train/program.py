@@ -14,7 +14,7 @@ from jax.sharding import AxisType, SingleDeviceSharding
 from scaling_lab import dims, layouts, models, optimizers
 from scaling_lab.config import RunConfig
 from scaling_lab.layouts import ExplicitPlacement, Placement
-from scaling_lab.parallel import attention, equations
+from scaling_lab.parallel import attention, cudnn, equations, splash
 from scaling_lab.train.step import (
     Metrics,
     TrainState,
@@ -56,7 +56,8 @@ def make_placement(config: RunConfig, devices: Any = None) -> Placement:
     layout = config.placed_layout
     one = layout.devices == 1
     cls = ExplicitPlacement if explicit and not one else Placement
-    on_cpu = jax.default_backend() == "cpu"
+    platform = (jax.devices() if devices is None else devices)[0].platform
+    on_cpu = platform == "cpu"
     short = config.model.L <= UNROLL_UP_TO
     unroll = config.stack == "unroll" or (
         config.stack == "auto"
@@ -65,16 +66,8 @@ def make_placement(config: RunConfig, devices: Any = None) -> Placement:
         and short
         and config.remat == "none"  # XLA:CPU undoes rematerialisation outside loops
     )
-    # What suits a CPU's caches and Eigen's products; a TPU or GPU has its own ways.
-    habits: dict[str, Any] = {}
-    if on_cpu:
-        habits = {
-            "attend_with": attention.blockwise,
-            "contract_with": equations.contract_narrow,
-            "loss_elements": 2**22,
-        }
     return cls(
-        **habits,
+        **_habits(platform),
         layout=layout,
         mesh=None if one else layouts.make_mesh(layout, devices, kind),
         compute=jnp.dtype(config.precision),
@@ -82,6 +75,21 @@ def make_placement(config: RunConfig, devices: Any = None) -> Placement:
         unroll=unroll,
         loss_chunks=config.loss_chunks,
     )
+
+
+def _habits(platform: str) -> dict[str, Any]:
+    """The mechanisms of one device that suit a platform."""
+    if platform == "tpu":
+        return {"attend_with": splash.attend}
+    if platform in ("gpu", "cuda"):
+        return {"attend_with": cudnn.attend}
+    if platform == "cpu":  # what suits its caches and Eigen's products
+        return {
+            "attend_with": attention.blockwise,
+            "contract_with": equations.contract_narrow,
+            "loss_elements": 2**22,
+        }
+    return {}
 
 
 def make_program(config: RunConfig, devices: Any = None) -> Program:

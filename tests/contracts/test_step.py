@@ -11,7 +11,6 @@ from contracts.training import ADAMW, Trained, close, run_of, same, total
 from scaling_lab import dims, train
 from scaling_lab.layouts import Layout
 from scaling_lab.optimizers import OptimizerConfig
-from scaling_lab.parallel import cross_entropy
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -154,17 +153,27 @@ def test_no_device_holds_all_logits(tiny, packed):
         assert any(ODD in shape for shape in shapes) == whole, layout
 
 
-def test_chunked_loss_holds_one_chunk_of_logits(tiny, packed, monkeypatch):
-    """Past the size that is kept for the backward pass, which here is nothing."""
-    monkeypatch.setattr(cross_entropy, "KEEP_ELEMENTS", 0)
+def test_chunked_loss_holds_one_chunk_of_logits(tiny, packed):
     batch = packed(vocabulary=ODD)
-    most = {}
+    wide = {}
     for chunks in (1, 4):
         config = run_of(tiny("llama", V=ODD), "data=8", loss_chunks=chunks)
         shapes = shapes_in(compiled_step(config, batch).as_text())
-        tokens = [np.prod(s) // ODD for s in shapes if ODD in s and 64 not in s]
-        most[chunks] = max(tokens)
-    assert most == {1: 32, 4: 8}  # one sequence of 32 tokens on each device
+        wide[chunks] = any(32 in s and ODD in s and 64 not in s for s in shapes)
+    assert wide == {1: True, 4: False}  # one sequence of 32 tokens on each device
+
+
+def test_a_heads_gradient_never_exists_whole(tiny, packed):
+    """A chunk of it is divided before the next one is made."""
+    batch = packed(vocabulary=ODD)
+    most = {}
+    for chunks in (1, 4):
+        config = run_of(tiny("llama", V=ODD), "fsdp=8", loss_chunks=chunks)
+        text = compiled_step(config, batch).as_text()
+        sums = re.findall(r"= (\S+) (?:reduce-scatter|all-reduce)\(", text)
+        shapes = {shape for each in sums for shape in shapes_in(each)}
+        most[chunks] = max(shape[-1] for shape in shapes if shape[:-1] in ((8,), (64,)))
+    assert most[1] == ODD and most[4] < ODD  # other gradients are narrower
 
 
 # --- Optimizers

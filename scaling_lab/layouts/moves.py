@@ -1,0 +1,158 @@
+"""How an array gets to where it is wanted: the ground that `Placement` stands on."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh, NamedSharding
+
+from scaling_lab import dims
+from scaling_lab.layouts.mesh import partition
+from scaling_lab.layouts.tables import Layout, Spec
+from scaling_lab.parallel import equations, reduced, stack
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Moves:
+    """One layout on one mesh, and how arrays move on it.
+
+    Attributes:
+      layout: the tables.
+      mesh: the layout's mesh; ``None`` places nothing (one device).
+      compute: dtype of arithmetic; weights are cast where they are used, before they
+        are gathered, and softmax, norms and the loss stay in float32.
+      contract_with: the contraction of one device.
+    """
+
+    layout: Layout
+    mesh: Mesh | None = None
+    compute: Any = jnp.float32
+    contract_with: equations.Contract = equations.contract
+    #: The table that says where a gradient leaves the backward pass.
+    gradients: ClassVar[str] = "grads"
+
+    def sharding(self, kind: str, letters: str, name: str = "") -> NamedSharding | None:
+        """Where an array rests by one of the four tables; ``None`` without a mesh."""
+        if self.mesh is None:
+            return None
+        return NamedSharding(
+            self.mesh, partition(self.layout.spec(kind, letters, name))
+        )
+
+    def constrain(self, array: Array, kind: str, letters: str, name: str = "") -> Array:
+        """The array, resting where a table says."""
+        return self._constrain(array, self.layout.spec(kind, letters, name))
+
+    def _rest(self, gradients: Mapping[str, Array]) -> dict[str, Array]:
+        """Stacked gradients, named without their L, where the `grads` table says."""
+        return {
+            name: self.constrain(array, "grads", f"L{dims.letters(name)}", name)
+            for name, array in gradients.items()
+        }
+
+    def _constrain(self, array: Array, spec: Spec) -> Array:
+        if self.mesh is None:
+            return array
+        return jax.lax.with_sharding_constraint(
+            array, NamedSharding(self.mesh, partition(spec))
+        )
+
+    def _contract(
+        self, equation: str, operands: tuple[Array, ...], out: Spec, name: str
+    ) -> Array:
+        terms, output = equations.parse(equation)
+        x, weight = (*terms, "")[:2]
+        weighed = x.startswith("BT") and output.startswith("BT") and weight
+        if not (weighed and out[0] and equations.contracted(terms, output)):
+            return self._constrain(self.contract_with(equation, operands), out)
+        used = self.layout.spec("acts", weight, name)
+        stored = f"{name.rpartition('/')[2]}_{weight}"
+        busy = {axis for axes in used for axis in axes}
+        length = tuple(axis for axis in out[1] if axis not in busy)
+        reduction = reduced.Reduction(
+            self.mesh, (out[0], length), used, self.layout.spec("grads", weight, stored)
+        )
+        contract: Any = reduced.contract
+        result = contract(self.contract_with, equation, reduction, *operands)
+        return self._constrain(result, out)
+
+    def _operand(self, operand: Array, term: str, around, name: str) -> Array:
+        """A weight goes where `acts` says; an activation where the output will need it.
+
+        The dims it keeps follow the output, so a dim the output does not divide is
+        gathered before the contraction and not after; the dims summed over stay where
+        they are, and then no kept dim may sit on their axis.
+        """
+        if "B" not in term:
+            return self._use(operand, term, name)
+        terms, output, out_spec = around
+        own = dict(zip(term, self.layout.spec("acts", term, name), strict=True))
+        summed = equations.contracted(terms, output) & set(term)
+        busy = {axis for letter in summed for axis in own[letter]}
+        kept = dict(zip(output, out_spec, strict=True))
+        spec = tuple(
+            own[letter]
+            if letter in summed
+            else tuple(axis for axis in kept[letter] if axis not in busy)
+            for letter in term
+        )
+        return self._constrain(operand.astype(self.compute), spec)
+
+    def _bias(self, bias: Array, output: str, name: str) -> Array:
+        letters = output[-bias.ndim :]
+        bias = self._use(bias, letters, f"{name}_bias")
+        return bias[(None,) * (len(output) - bias.ndim)]
+
+    def _use(self, weight: Array, letters: str, name: str) -> Array:
+        """A stored weight, cast, then brought to where it is used."""
+        weight = weight.astype(self.compute)
+        if self.mesh is None:
+            return weight
+        stored = f"{name.rpartition('/')[2]}_{letters}"
+        used = self.sharding("acts", letters, name)
+        weight = _gather(weight, used, self.sharding("grads", letters, stored))
+        if self._gathers({stored: weight}):
+            weight = checkpoint_name(weight, stack.GATHERED)
+        return weight
+
+    def _gathers(self, params: Mapping[str, Any]) -> bool:
+        """Whether any of these weights rests elsewhere than it is used."""
+        if self.layout.gather == "step":
+            return False
+        return any(
+            self.layout.spec("params", letters, name)
+            != self.layout.spec("acts", letters)
+            for name in params
+            for letters in [dims.letters(name)]
+        )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(weight: Array, used: NamedSharding, reduced: NamedSharding) -> Array:
+    """The weight where it is used; its gradient straight to where it is reduced.
+
+    Left alone, the transpose would put the gradient where the weight was used, whole
+    on every device, before dividing it.
+    """
+    del reduced
+    return jax.lax.with_sharding_constraint(weight, used)
+
+
+def _gather_forward(weight, used, reduced):
+    return _gather(weight, used, reduced), None
+
+
+def _gather_backward(used, reduced, _, cotangent):
+    del used
+    return (jax.lax.with_sharding_constraint(cotangent, reduced),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)

@@ -1,0 +1,53 @@
+"""Attention on an NVIDIA GPU: cuDNN's fused kernel, forward and backward.
+
+Scores exist one block at a time (FlashAttention-2, Dao 2023). The kernel hides the
+future and what left a window itself; documents it is told as a mask of their own.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from scaling_lab.parallel import attention
+from scaling_lab.parallel.verbs import Mask
+
+Array = jax.Array
+
+#: The widest head of every GPU that has the kernel, and what a width is a multiple of.
+WIDEST, MULTIPLE = 128, 8
+
+
+def attend(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask) -> Array:
+    """`attention.dense` through cuDNN, where it has a kernel for these arrays.
+
+    In float32, for wider heads, and where keys do not stand in the order of queries
+    (decoding) there is none, and this is `attention.dense`.
+    """
+    if not suits(q_BTNH, k_BSKH, mask):
+        return attention.dense(q_BTNH, k_BSKH, v_BSKH, mask)
+    window = None if mask.window is None else (mask.window - 1, 0)
+    return jax.nn.dot_product_attention(
+        q_BTNH,
+        k_BSKH,
+        v_BSKH,
+        mask=_documents(mask),
+        is_causal=True,
+        local_window_size=window,
+        implementation="cudnn",
+    )
+
+
+def suits(q_BTNH: Array, k_BSKH: Array, mask: Mask) -> bool:
+    """Whether the kernel has a form for these arrays under this mask."""
+    width = q_BTNH.shape[-1]
+    fits = width <= WIDEST and width % MULTIPLE == 0
+    narrow = q_BTNH.dtype in (jnp.bfloat16, jnp.float16)
+    square = q_BTNH.shape[1] == k_BSKH.shape[1]
+    return fits and narrow and square and mask.ordered and mask.causal
+
+
+def _documents(mask: Mask) -> Array | None:
+    if mask.q_segments_BT is None or mask.k_segments_BS is None:
+        return None
+    return mask.q_segments_BT[:, None, :, None] == mask.k_segments_BS[:, None, None, :]
