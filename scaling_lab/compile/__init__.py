@@ -1,6 +1,6 @@
 """Compiled: what the compiler of the target says, without the target.
 
-`memory` and `describe` read a compiled step, `judge` the text of its module; `hlo`
+`memory` and `describe` read a compiled step, `read` the text of its module; `hlo`
 says which collectives that has, `price` what things cost. Everything is of one device
 and one step, and plain JSON.
 """
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scaling_lab.compile import hlo, price
-from scaling_lab.compile.judge import judge as judge
+from scaling_lab.compile.reading import read as read
 from scaling_lab.compile.unasked import implied, unasked
 from scaling_lab.config import RunConfig
 from scaling_lab.hardware import Target, parse_target
@@ -74,7 +74,7 @@ def describe(
     Returns:
       `memory`'s columns, ``compile_seconds``, ``cache_hit``, ``collectives`` (see
       `hlo.by_kind_and_axis`) and ``trip_counts_known``, which is false where a loop's
-      trips had to be assumed. With a target all of `judge`'s columns, ``needed_bytes``
+      trips had to be assumed. With a target all of `read`'s columns, ``needed_bytes``
       against ``hbm_bytes``, and ``fits``; with a config ``unasked`` (see `unasked`).
 
     Raises:
@@ -88,7 +88,7 @@ def describe(
             "collectives": hlo.by_kind_and_axis(found),
             "trip_counts_known": all(item.trip_count_known for item in found),
         }
-    column |= judge(text, mesh_axes, target) | fit(column, target)
+    column |= read(text, mesh_axes, target) | fit(column, target)
     if config is not None:
         column["unasked"] = unasked(column["collectives"], implied(config))
     return column

@@ -59,7 +59,7 @@ def unasked(
     gather serves both, and is named after either.
 
     Args:
-      rows: of `judge`'s ``collectives``: kind, axes, bytes, verb.
+      rows: of `read`'s ``collectives``: kind, axes, bytes, verb.
       allowed: what is implied, by the verb's last word (see `implied`).
 
     Returns:

@@ -15,7 +15,7 @@ from scaling_lab.hardware import Target, parse_target
 LARGEST = 12
 
 
-def judge(
+def read(
     module_text: str,
     mesh_axes: Mapping[str, int],
     target: Target | str | None = None,
