@@ -1,9 +1,10 @@
 """Which links a mesh axis runs over, and how long a collective takes on them.
 
-Axes take whole dims of the torus, the last axis first and as many as multiply to its
-size, as JAX lays a mesh out; what is left over takes parts of dims, which close no
-ring. On GPUs the last axes stay inside a node. Where the compiler says which
-algorithm it chose for a TPU's collective, that decides how many rings it has.
+The mesh follows the machine as `layouts.make_mesh` lays it out: the axes that send most
+choose first, whole dims of a torus, as many as multiply to their size; what is left
+over takes parts of dims, which close no ring. On GPUs they stay inside a node. Where
+the compiler says which algorithm it chose for a TPU's collective, that decides how
+many links it uses at once.
 
 Times are of rings and tori (Chan et al. 2007, "Collective communication"; jax-ml/
 scaling-book, "Sharded matrices"): an all-gather moves (n-1)/n of its result over the
@@ -20,9 +21,14 @@ from collections.abc import Mapping
 
 from scaling_lab.compile.price import Efficiencies, Physics
 from scaling_lab.hardware import Target
+from scaling_lab.layouts.mesh import ACROSS_SLICES, RISING
 
-ICI, NVLINK, NETWORK, LOCAL = "ici", "nvlink", "network", "local"
+#: The networks between chips, the slowest last; simulated devices share a host.
+HOST, ICI, NVLINK, XGMI, DCN = "host", "ici", "nvlink", "xgmi", "dcn"
 
+_SLOWER = (HOST, ICI, NVLINK, XGMI, DCN)
+#: The link between the devices of one chip, in links of the torus.
+_ON_CHIP, _ON_CHIP_LANES = -1, 6
 #: How many dims a TPU all-gather runs over, and the links an all-reduce does.
 _GATHER = re.compile(r'"emitter":"(\d)DAll')
 _COLOURS = re.compile(r"colors:(\d+) phases:(\d+)")
@@ -33,8 +39,8 @@ class Link:
     """What joins the devices along some axes.
 
     Attributes:
-      kind: ``ici``, ``nvlink``, ``network`` (between nodes or slices) or ``local``
-        (simulated devices share one memory).
+      kind: ``ici``, ``nvlink``, ``xgmi``, ``dcn`` where nodes or slices are crossed,
+        or ``host`` (simulated devices share one memory).
       rings: (dim of the torus, devices along it, whether they close a ring).
       nodes: how many nodes or slices it spans. per_node: devices in each of them.
     """
@@ -46,7 +52,7 @@ class Link:
 
     def joined(self, other: Link) -> Link:
         """Both together: groups that run along the axes of both."""
-        worst = max(self.kind, other.kind, key=(LOCAL, ICI, NVLINK, NETWORK).index)
+        worst = max(self.kind, other.kind, key=_SLOWER.index)
         return Link(
             worst,
             self.rings + other.rings,
@@ -56,44 +62,51 @@ class Link:
 
 
 def of_axes(mesh_axes: Mapping[str, int], target: Target) -> dict[str, Link]:
-    """Mesh axis -> its links on a target, the mesh laid out as JAX does."""
+    """Mesh axis -> its links on a target, the mesh laid out as `layouts.make_mesh`."""
     chip = target.chip
+    busiest = sorted(mesh_axes, key=lambda axis: -_rank(RISING, axis))
     if chip is None or chip.link_bytes_per_second is None:
-        return {axis: Link(LOCAL, per_node=size) for axis, size in mesh_axes.items()}
-    if chip.torus_dims:
-        return _on_torus(mesh_axes, target)
-    found, left = {}, target.topology[-1]
-    for axis in reversed(list(mesh_axes)):
-        size = mesh_axes[axis]
-        inside = math.gcd(size, left)
-        left //= inside
-        kind = NVLINK if inside == size else NETWORK
-        found[axis] = Link(kind, nodes=size // inside, per_node=inside)
+        found = {axis: Link(HOST, per_node=size) for axis, size in mesh_axes.items()}
+    elif chip.torus_dims:
+        found = _on_torus({axis: mesh_axes[axis] for axis in busiest}, target)
+    else:
+        found, left = {}, target.topology[-1]
+        for axis in busiest:
+            size = mesh_axes[axis]
+            inside = math.gcd(size, left)
+            left //= inside
+            kind = chip.link_class if inside == size else DCN
+            found[axis] = Link(kind, nodes=size // inside, per_node=inside)
     return {axis: found[axis] for axis in mesh_axes}
 
 
-def _on_torus(mesh_axes: Mapping[str, int], target: Target) -> dict[str, Link]:
+def _rank(order: tuple[str, ...], axis: str) -> int:
+    return order.index(axis if axis in order else "data")
+
+
+def _on_torus(busiest: Mapping[str, int], target: Target) -> dict[str, Link]:
+    """Links of axes, those that send most first."""
     chip = target.chip
     assert chip is not None
-    free = dict(enumerate(target.topology))
-    if chip.devices_per_chip > 1:
-        free[len(free)] = chip.devices_per_chip
-    whole = dict(free)
-    slices = target.slices
+    whole = dict(enumerate(target.topology))
+    free, wraps = dict(whole), target.wraps
+    across = dict.fromkeys(busiest, 1)
+    left, cores = target.slices, chip.devices_per_chip
+    for axis in sorted(busiest, key=lambda axis: _rank(ACROSS_SLICES, axis)):
+        across[axis] = math.gcd(busiest[axis], left)
+        left //= across[axis]
     found: dict[str, Link] = {}
-    for axis in reversed(list(mesh_axes)):
-        size, across = mesh_axes[axis], 1
-        joined = math.prod(free.values())
-        if slices > 1 and size > joined or (slices > 1 and joined == 1):
-            across = math.gcd(size, slices)
-            slices //= across
-        rings = []
-        for dim, part in _parts(size // across, free):
-            rings.append((dim, part, part == whole[dim] and _wraps(target, dim)))
+    for axis, size in busiest.items():
+        inside = size // across[axis]
+        on_chip = math.gcd(inside, cores)
+        cores //= on_chip
+        rings = [(_ON_CHIP, on_chip, False)] if on_chip > 1 else []
+        for dim, part in _parts(inside // on_chip, free):
+            rings.append((dim, part, part == whole[dim] and wraps[dim]))
             free[dim] //= part
-        kind = NETWORK if across > 1 else ICI
-        found[axis] = Link(kind, tuple(rings), across, size // across)
-    return {axis: found[axis] for axis in mesh_axes}
+        kind = DCN if across[axis] > 1 else ICI
+        found[axis] = Link(kind, tuple(rings), across[axis], inside)
+    return found
 
 
 def _parts(size: int, free: Mapping[int, int]) -> list[tuple[int, int]]:
@@ -110,17 +123,6 @@ def _parts(size: int, free: Mapping[int, int]) -> list[tuple[int, int]]:
             parts.append((dim, part))
             size //= part
     return parts
-
-
-def _wraps(target: Target, dim: int) -> bool:
-    """Whether a dim of the torus closes into a ring."""
-    if dim >= len(target.topology):
-        return False  # between the devices of a chip
-    wraps = getattr(target, "wraps", None)
-    if wraps is not None:
-        return wraps[dim]
-    size = target.topology[dim]
-    return size % 4 == 0 if len(target.topology) == 3 else size == 16
 
 
 def seconds(
@@ -142,7 +144,7 @@ def seconds(
       `None` where the chip's links are not known.
     """
     physics, reached = facts
-    if link.kind == LOCAL or physics.link_bytes_per_second is None:
+    if link.kind == HOST or physics.link_bytes_per_second is None:
         return None
     devices = link.nodes * link.per_node
     if devices < 2 or not size:
@@ -183,7 +185,9 @@ def _inside(
         share = 1.0 if kind == "collective-permute" else (n - 1) / n
         return moved * share / rate, 1.0
     one = rate / (2 * physics.torus_dims)
-    rings = [ring for ring in link.rings if ring[1] > 1]
+    rings = [ring for ring in link.rings if ring[1] > 1 and ring[0] != _ON_CHIP]
+    if not rings:
+        return moved * (n - 1) / n / (one * _ON_CHIP_LANES), 1.0
     if kind == "collective-permute":
         return moved / one, 1.0
     if kind == "all-to-all":

@@ -5,13 +5,13 @@ one JAX device, taken from `hardware`, and a clock. `Efficiencies` are the share
 them that are reached, each with where its value comes from: they may be fitted again
 and frozen; nothing else in this room holds a number that could be.
 
-The clock is the one the compiler's own estimates imply. A product of two n x n
-bfloat16 matrices, compiled alone by libtpu 0.0.42 (n = 2048, 4096, 8192, 16384),
+The clock of a TPU is the one that the compiler's own estimates imply. A product of two
+n x n bfloat16 matrices, compiled alone by libtpu 0.0.42 (n = 2048, 4096, 8192, 16384),
 reached at best this many FLOPs an estimated cycle: v4 122831, v5e 126898, v5p 252216,
-v6e 455675, tpu7x 444834. The whole numbers of 128 x 128 (from v6e on 256 x 256)
-multipliers above them are 131072, 131072, 262144, 524288 and 524288, and a device's
-peak divided by them is its clock. So v5p's cycles are of both its cores at once, v4's
-and 7x's of one core or chiplet, which is one device.
+v6e 455675, tpu7x 444834. Above them are 131072, 131072, 262144, 524288 and 524288, the
+work of the 128 x 128 (from v6e on 256 x 256) multipliers of a device, and its peak
+divided by these is its clock: 1.05, 1.5, 1.75, 1.75 and 2.2 GHz. So v5p's cycles are
+of both its cores at once, v4's and 7x's of one core or chiplet, which is one device.
 """
 
 from __future__ import annotations
@@ -19,15 +19,6 @@ from __future__ import annotations
 import dataclasses
 
 from scaling_lab.hardware import Chip
-
-#: FLOPs of one device a cycle, in bfloat16, as the compiler's estimates have them.
-_FLOPS_PER_CYCLE = {
-    "tpu-v4": 131072,
-    "tpu-v5e": 131072,
-    "tpu-v5p": 262144,
-    "tpu-v6e": 524288,
-    "tpu-7x": 524288,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,16 +108,14 @@ def physics(chip: Chip) -> Physics:
     """The facts of one of a chip's JAX devices."""
     share = chip.devices_per_chip
     peaks = {name: peak / share for name, peak in chip.flops_per_second.items()}
-    usable = getattr(chip, "usable_hbm_bytes", None) or chip.hbm_bytes
-    width = _FLOPS_PER_CYCLE.get(chip.name)
     return Physics(
         flops_per_second=peaks,
-        hbm_bytes=usable and usable // share,
+        hbm_bytes=chip.device_hbm_bytes,
         hbm_bytes_per_second=_divided(chip.hbm_bytes_per_second, share),
         link_bytes_per_second=_divided(chip.link_bytes_per_second, share),
         network_bytes_per_second=_divided(chip.network_bytes_per_second, share),
         torus_dims=chip.torus_dims,
-        clock_hz=peaks["bfloat16"] / width if width else None,
+        clock_hz=chip.clock_hz,
         cores=max(1, (chip.cores_per_chip or 1) // share),
     )
 

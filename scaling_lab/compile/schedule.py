@@ -243,7 +243,7 @@ def _lanes(kind: str, link: links.Link, clock: Clock) -> list[object]:
     """The links it occupies: all along its axes, a permute's one direction of them."""
     dims: list[object] = [dim for dim, _, _ in link.rings] or [link.kind]
     if link.nodes > 1:
-        dims = [*dims, links.NETWORK]
+        dims = [*dims, links.DCN]
     if kind != "collective-permute":
         return [(dim, way) for dim in dims for way in (0, 1)]
     way = min((0, 1), key=lambda way: clock.free_at((dims[0], way)))
