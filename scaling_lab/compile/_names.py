@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterator
 
-from scaling_lab.compile._module import Computation, Module
+from scaling_lab.compile._module import Computation, Instruction, Module
 
 FORWARD, RECOMPUTED, BACKWARD, UPDATE = "forward", "recomputed", "backward", "update"
 
@@ -65,34 +66,75 @@ def pass_of(op_name: str) -> str:
     return FORWARD if "jvp(" in op_name else UPDATE
 
 
-def op_names(module: Module, computation: Computation) -> dict[str, str]:
+class Names:
     """Instruction -> the name it was traced under, its own or a neighbour's.
 
     Its own counts if it names a verb, then that of what is fused in it, then the first
-    user's, then an operand's, then its own without a verb.
+    user's (through a loop's state too), then an operand's, then its own without a verb.
     """
-    own: dict[str, str] = {}
-    for name, instruction in computation.items():
+
+    def __init__(self, module: Module):
+        self._module = module
+        self._known: dict[str, dict[str, str]] = {}
+
+    def of(self, computation: Computation) -> dict[str, str]:
+        """The names of a computation's instructions, in order."""
+        if computation.name not in self._known:
+            self._known[computation.name] = self._find(computation)
+        return self._known[computation.name]
+
+    def _find(self, computation: Computation) -> dict[str, str]:
+        own = {name: self._own(each) for name, each in computation.items()}
+        named = {name: text for name, text in own.items() if verb_of(text)}
+        for name in reversed(list(computation)):  # what a verb uses is the verb's
+            instruction = computation[name]
+            if instruction.opcode == "while":
+                for operand, text in self._carried(computation, instruction):
+                    named.setdefault(operand, text)
+            if instruction.opcode in _OPAQUE or name not in named:
+                continue
+            for operand in instruction.operands:
+                if operand in computation and _may_inherit(computation, operand):
+                    named.setdefault(operand, named[name])
+        for name, instruction in computation.items():
+            if name not in named and _may_inherit(computation, name):
+                found = [named[o] for o in instruction.operands if o in named]
+                if found:
+                    named[name] = found[0]
+        return {name: named.get(name) or own[name] for name in computation}
+
+    def _own(self, instruction: Instruction) -> str:
         found = instruction.op_name
-        if not verb_of(found) and instruction.opcode == "fusion":
-            found = _inside(module, instruction.callees) or found
-        own[name] = found
-    named = {name: text for name, text in own.items() if verb_of(text)}
-    order = list(computation)
-    for name in reversed(order):  # what a verb uses is the verb's
-        if computation[name].opcode in _OPAQUE or name not in named:
-            continue
-        for operand in computation[name].operands:
-            if computation.get(operand) and _may_inherit(computation, operand):
-                named.setdefault(operand, named[name])
-    for name in order:
-        if name in named or not _may_inherit(computation, name):
-            continue
-        for operand in computation[name].operands:
-            if operand in named:
-                named[name] = named[operand]
-                break
-    return {name: named.get(name) or own[name] for name in order}
+        if verb_of(found) or instruction.opcode != "fusion":
+            return found
+        return self._inside(instruction.callees) or found
+
+    def _inside(self, callees: list[str]) -> str:
+        """The name of a fused product, or else the last that has a verb."""
+        best = ""
+        for callee in callees:
+            for instruction in self._module.computations[callee].values():
+                if verb_of(instruction.op_name):
+                    best = instruction.op_name
+                    if instruction.opcode in ("dot", "convolution"):
+                        return best
+        return best
+
+    def _carried(
+        self, computation: Computation, loop: Instruction
+    ) -> Iterator[tuple[str, str]]:
+        """What a loop's state is made of, and the name of its use in the body."""
+        state = computation.get(loop.operands[0])
+        if state is None or state.opcode != "tuple":
+            return
+        body = self._module.computations[loop.attribute(r"\bbody=%?([\w.\-]+)")]
+        names = self.of(body)
+        for name, each in body.items():
+            if each.opcode == "get-tuple-element" and verb_of(names[name]):
+                if body[each.operands[0]].opcode == "parameter":
+                    place = int(each.attribute(r"\bindex=(\d+)"))
+                    if _may_inherit(computation, state.operands[place]):
+                        yield state.operands[place], names[name]
 
 
 _OPAQUE = {"while", "conditional", "tuple", "call", "parameter", "constant"}
@@ -100,15 +142,3 @@ _OPAQUE = {"while", "conditional", "tuple", "call", "parameter", "constant"}
 
 def _may_inherit(computation: Computation, name: str) -> bool:
     return computation[name].opcode not in _OPAQUE
-
-
-def _inside(module: Module, callees: list[str]) -> str:
-    """The name of a fused product, or else the last that has a verb."""
-    best = ""
-    for callee in callees:
-        for instruction in module.computations[callee].values():
-            if verb_of(instruction.op_name):
-                best = instruction.op_name
-                if instruction.opcode in ("dot", "convolution"):
-                    return best
-    return best

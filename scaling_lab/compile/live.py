@@ -55,23 +55,25 @@ class Peak:
         return sorted(self.buffers, key=lambda each: -each.bytes)[:count]
 
 
-def peak(module: Module, header: str = "") -> Peak:
+def peak(module: Module, names: _names.Names, header: str = "") -> Peak:
     """The fullest moment of a scheduled module.
 
     Args:
-      module: the module. header: its first line, which says what is donated.
+      module: the module. names: of its instructions.
+      header: its first line, which says what is donated.
     """
     donated = header.partition("input_output_alias={")[2].partition("entry_comp")[0]
     given = {int(o or 0): int(p) for o, p, _ in _ALIASED.findall(donated)}
-    return _Walk(module, {}).of(module.entry, None, given)
+    return _Walk(module, names).of(module.entry, None, given)
 
 
 class _Walk:
     """Liveness of one computation after another, inner ones looked at once."""
 
-    def __init__(self, module: Module, known: dict[str, Peak]):
+    def __init__(self, module: Module, names: _names.Names):
         self._module = module
-        self._known = known
+        self._names = names
+        self._known: dict[str, Peak] = {}
 
     def of(
         self, computation: Computation, loop: str | None, given: dict[int, int] | None
@@ -82,7 +84,9 @@ class _Walk:
           given: of the entry, output -> the donated argument it lies in; of an inner
             computation `None`: its results lie where its caller has them.
         """
-        values = _Values(self._module, computation, loop, given)
+        values = _Values(
+            self._module, self._names.of(computation), computation, loop, given
+        )
         last: dict[Buffer, int] = {}
         order = list(computation)
         for at, name in enumerate(order):
@@ -130,13 +134,14 @@ class _Values:
     def __init__(
         self,
         module: Module,
+        names: dict[str, str],
         computation: Computation,
         loop: str | None,
         given: dict[int, int] | None,
     ):
         self._module, self._computation, self._loop = module, computation, loop
         self._entry = given is not None
-        self._names = _names.op_names(module, computation)
+        self._names = names
         self._of: dict[str, list[Buffer | None]] = {}
         self.arguments: list[Buffer] = []
         for name, instruction in computation.items():

@@ -53,10 +53,11 @@ def read(
     hlo.check_mesh(module_text, mesh_axes)
     target = target or Target(None)
     facts = _facts(target, efficiencies)
-    schedule = Schedule(module, mesh_axes, links.of_axes(mesh_axes, target), facts)
+    names, joined = _names.Names(module), links.of_axes(mesh_axes, target)
+    schedule = Schedule(module, mesh_axes, joined, facts, names)
     pieces = schedule.pieces
     moves = [piece for piece in pieces if piece.what == COLLECTIVE]
-    fullest = live.peak(module, module_text.partition("\n")[0])
+    fullest = live.peak(module, names, module_text.partition("\n")[0])
     return {
         **_seconds(pieces, facts),
         "flops": sum(piece.flops * piece.count for piece in pieces),

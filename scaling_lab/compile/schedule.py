@@ -42,6 +42,7 @@ class Schedule:
     Args:
       module: a scheduled one. mesh_axes: name -> size, in the mesh's order.
       links_of: axis -> `links.Link`. facts: of the chip; `None` prices nothing.
+      names: of the module's instructions.
     """
 
     def __init__(
@@ -50,13 +51,14 @@ class Schedule:
         mesh_axes: Mapping[str, int],
         links_of: Mapping[str, links.Link],
         facts: Facts | None,
+        names: _names.Names,
     ):
         self._module = module
         self._mesh = mesh_axes
         self._links = links_of
         self._facts = facts
         self._work = Work(module, facts)
-        self._names: dict[str, dict[str, str]] = {}
+        self._names = names
         self.pieces, self.seconds = self._walk(module.entry, _Place())
 
     def link(self, axes: tuple[str, ...]) -> links.Link:
@@ -72,10 +74,7 @@ class Schedule:
     ) -> tuple[list[Piece], float]:
         """Every piece of one computation in its order, and its seconds."""
         clock, pieces = Clock(), []
-        if computation.name not in self._names:
-            found = _names.op_names(self._module, computation)
-            self._names[computation.name] = found
-        for name, op_name in self._names[computation.name].items():
+        for name, op_name in self._names.of(computation).items():
             if _names.verb_of(place.op_name) and not _names.verb_of(op_name):
                 op_name = place.op_name  # its caller's
             here = dataclasses.replace(place, op_name=op_name or place.op_name)
