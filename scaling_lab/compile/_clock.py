@@ -48,6 +48,22 @@ class Piece:
         return (self.scheduled_seconds or 0.0) + self.modelled_seconds
 
 
+@dataclasses.dataclass
+class _Flight:
+    """Something under way: when it ends, how long it takes, what was waited for it."""
+
+    piece: Piece
+    end: float
+    seconds: float
+    waited: float = 0.0
+
+    def landed(self) -> Piece:
+        hidden = max(0.0, self.seconds - self.waited)
+        return dataclasses.replace(
+            self.piece, modelled_seconds=self.waited, hidden_seconds=hidden
+        )
+
+
 class Clock:
     """Time inside one computation, and what is under way in it.
 
@@ -58,7 +74,7 @@ class Clock:
     def __init__(self) -> None:
         self.now = 0.0
         self._busy: dict[object, float] = {}
-        self._started: dict[str, list[tuple[Piece, float]]] = {}
+        self._flights: dict[str, list[_Flight]] = {}
 
     def free_at(self, lane: object) -> float:
         """When a lane has done what it was given."""
@@ -66,33 +82,41 @@ class Clock:
 
     def run(self, piece: Piece, seconds: float, lanes: Iterable[object]) -> list[Piece]:
         """Something synchronous on some lanes: all of it is waited for."""
-        end = self._occupy(seconds, list(lanes))
-        wait, self.now = end - self.now, end
-        return [dataclasses.replace(piece, modelled_seconds=wait)]
+        flight = _Flight(piece, self._occupy(seconds, list(lanes)), seconds)
+        self._wait(flight)
+        return [flight.landed()]
 
     def start(
         self, key: str, piece: Piece, seconds: float, lanes: Iterable[object]
     ) -> None:
         """Something asynchronous on some lanes, under a key until it is asked for."""
         end = self._occupy(seconds, list(lanes))
-        piece = dataclasses.replace(piece, overlapped=True, hidden_seconds=seconds)
-        self._started.setdefault(key, []).append((piece, end))
+        piece = dataclasses.replace(piece, overlapped=True)
+        self._flights.setdefault(key, []).append(_Flight(piece, end, seconds))
 
     def finish(self, key: str) -> list[Piece]:
         """Waits for what was started under a key; the wait is exposed."""
-        pieces = []
-        for piece, end in self._started.pop(key, []):
-            wait = max(0.0, end - self.now)
-            self.now += wait
-            hidden = max(0.0, piece.hidden_seconds - wait)
-            pieces.append(
-                dataclasses.replace(piece, modelled_seconds=wait, hidden_seconds=hidden)
-            )
-        return pieces
+        flights = self._flights.pop(key, [])
+        for flight in flights:
+            self._wait(flight)
+        return [flight.landed() for flight in flights]
 
     def finish_all(self) -> list[Piece]:
         """Waits for everything that nobody asked for."""
-        return [piece for key in list(self._started) for piece in self.finish(key)]
+        return [piece for key in list(self._flights) for piece in self.finish(key)]
+
+    def _wait(self, flight: _Flight) -> None:
+        """Waits for one; what it queued behind is exposed before it is."""
+        wait = max(0.0, flight.end - self.now)
+        self.now += wait
+        queued = wait - min(wait, flight.seconds)
+        for other in [each for flights in self._flights.values() for each in flights]:
+            if other.end <= flight.end and other.piece.what == flight.piece.what:
+                share = min(queued, other.seconds - other.waited)
+                other.waited += share
+                queued -= share
+                wait -= share
+        flight.waited += wait
 
     def _occupy(self, seconds: float, lanes: Sequence[object]) -> float:
         """The end of something that needs all of some lanes, one after another."""

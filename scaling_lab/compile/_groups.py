@@ -9,6 +9,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from scaling_lab.compile._module import Instruction
+from scaling_lab.layouts.mesh import ACROSS_SLICES
+
+#: In the attributes of what a TPU sends from slice to slice.
+CROSSES = "_xla_megascale_transfer_type="
 
 #: The axes of groups that are no product of whole mesh axes.
 UNKNOWN = ("unknown",)
@@ -21,6 +25,37 @@ _MESH = re.compile(
 _PAIRS = re.compile(r"\bsource_target_pairs=\{((?:\{\d+,\d+\},?)*)\}")
 
 Groups = list[list[int]]
+
+
+def within_slice(module_text: str, mesh_axes: Mapping[str, int]) -> dict[str, int]:
+    """The mesh of the devices that a module's partitions number.
+
+    That is the whole mesh; but of several slices each has a module of its own, and
+    what crosses them is sent over the data-centre network (`CROSSES`).
+
+    Raises:
+      ValueError: the module was compiled for another number of devices.
+    """
+    devices = math.prod(mesh_axes.values())
+    found = re.search(r"num_partitions=(\d+)", module_text.partition("\n")[0])
+    partitions = int(found[1]) if found else devices
+    left, over = divmod(devices, partitions)
+    if over or (left > 1 and CROSSES not in module_text):
+        raise ValueError(
+            f"the module has {partitions} partitions but the mesh {dict(mesh_axes)} "
+            f"has {devices} devices; pass the mesh that it was compiled for"
+        )
+    inner = dict(mesh_axes)
+    for axis in sorted(mesh_axes, key=lambda axis: rank(ACROSS_SLICES, axis)):
+        part = math.gcd(inner[axis], left)
+        inner[axis] //= part
+        left //= part
+    return inner
+
+
+def rank(order: tuple[str, ...], axis: str) -> int:
+    """An axis's place in an order of axes; one that is not in it is like data."""
+    return order.index(axis if axis in order else "data")
 
 
 def axes_of(

@@ -71,6 +71,7 @@ class Names:
 
     Its own counts if it names a verb, then that of what is fused in it, then the first
     user's (through a loop's state too), then an operand's, then its own without a verb.
+    Of a reduction the operand comes before the user: it sums what a verb made.
     """
 
     def __init__(self, module: Module):
@@ -86,6 +87,15 @@ class Names:
     def _find(self, computation: Computation) -> dict[str, str]:
         own = {name: self._own(each) for name, each in computation.items()}
         named = {name: text for name, text in own.items() if verb_of(text)}
+        sums = {n for n, each in computation.items() if self._reduces(each)}
+        self._by_users(computation, named, sums)
+        self._by_operands(computation, named)
+        self._by_users(computation, named, set())
+        return {name: named.get(name) or own[name] for name in computation}
+
+    def _by_users(
+        self, computation: Computation, named: dict[str, str], but: set[str]
+    ) -> None:
         for name in reversed(list(computation)):  # what a verb uses is the verb's
             instruction = computation[name]
             if instruction.opcode == "while":
@@ -94,18 +104,28 @@ class Names:
             if instruction.opcode in _OPAQUE or name not in named:
                 continue
             for operand in instruction.operands:
-                if operand in computation and _may_inherit(computation, operand):
+                if operand in but or operand not in computation:
+                    continue
+                if _may_inherit(computation, operand):
                     named.setdefault(operand, named[name])
+
+    def _by_operands(self, computation: Computation, named: dict[str, str]) -> None:
         for name, instruction in computation.items():
             if name not in named and _may_inherit(computation, name):
                 found = [named[o] for o in instruction.operands if o in named]
                 if found:
                     named[name] = found[0]
-        return {name: named.get(name) or own[name] for name in computation}
+
+    def _reduces(self, instruction: Instruction) -> bool:
+        opcodes = {instruction.opcode}
+        if instruction.opcode in _HOLDERS:
+            bodies = [self._module.computations[name] for name in instruction.callees]
+            opcodes |= {each.opcode for body in bodies for each in body.values()}
+        return bool({opcode.removesuffix("-start") for opcode in opcodes} & _SUMS)
 
     def _own(self, instruction: Instruction) -> str:
         found = instruction.op_name
-        if verb_of(found) or instruction.opcode != "fusion":
+        if verb_of(found) or instruction.opcode not in _HOLDERS:
             return found
         return self._inside(instruction.callees) or found
 
@@ -137,6 +157,8 @@ class Names:
                         yield state.operands[place], names[name]
 
 
+_SUMS = {"all-reduce", "reduce-scatter"}
+_HOLDERS = {"fusion", "call-start", "async-start"}
 _OPAQUE = {"while", "conditional", "tuple", "call", "parameter", "constant"}
 
 

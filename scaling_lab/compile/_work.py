@@ -20,6 +20,7 @@ FREE = {
 }
 _FREE_CALLS = {"ConcatBitcast", "AllocateBuffer", "AssumeGatherIndicesInBound"}
 _FREE_CALLS |= {"AsyncCollectiveStart", "AsyncCollectiveDone", "Sharding"}
+_FREE_CALLS |= {"PrepareAsyncCallStart", "PrepareAsyncCallDone", "SliceId"}
 _SLICES = {"dynamic-slice", "slice", "gather"}
 #: Rows and columns of the tiles that a GPU's product is cut into.
 _TILE_ELEMENTS = 128 * 256

@@ -19,9 +19,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from scaling_lab.compile._groups import CROSSES, groups_of, within_slice
 from scaling_lab.compile._groups import UNKNOWN as UNKNOWN
 from scaling_lab.compile._groups import axes_of as axes_of
-from scaling_lab.compile._groups import groups_of
 from scaling_lab.compile._groups import iota_groups as iota_groups
 from scaling_lab.compile._module import Computation, Instruction, Module
 from scaling_lab.compile._trips import visits
@@ -76,10 +76,12 @@ def collectives(module_text: str, mesh_axes: Mapping[str, int]) -> list[Collecti
         has devices, or replica groups in a form that is not known.
     """
     module = Module(module_text)
-    check_mesh(module_text, mesh_axes)
+    inner = within_slice(module_text, mesh_axes)
     found = []
     for visit in visits(module):
-        one = of_instruction(visit.instruction, visit.computation, mesh_axes)
+        one = of_instruction(
+            visit.instruction, visit.computation, inner, crossing(inner, mesh_axes)
+        )
         if one is not None:
             kind, axes, size = one
             found.append(
@@ -97,26 +99,32 @@ def collectives(module_text: str, mesh_axes: Mapping[str, int]) -> list[Collecti
     return found
 
 
-def check_mesh(module_text: str, mesh_axes: Mapping[str, int]) -> None:
-    """Raises ValueError if a module was compiled for another number of devices."""
-    devices = math.prod(mesh_axes.values())
-    partitions = re.search(r"num_partitions=(\d+)", module_text.partition("\n")[0])
-    if partitions and int(partitions[1]) != devices:
-        raise ValueError(
-            f"the module has {partitions[1]} partitions but the mesh {dict(mesh_axes)} "
-            f"has {devices} devices; pass the mesh that it was compiled for"
-        )
+def crossing(inner: Mapping[str, int], mesh_axes: Mapping[str, int]) -> tuple[str, ...]:
+    """The axes that cross slices: those that are smaller inside one."""
+    return tuple(axis for axis in mesh_axes if inner[axis] < mesh_axes[axis])
 
 
 def of_instruction(
-    instruction: Instruction, computation: Computation, mesh_axes: Mapping[str, int]
+    instruction: Instruction,
+    computation: Computation,
+    inner: Mapping[str, int],
+    across: tuple[str, ...] = (),
 ) -> tuple[str, tuple[str, ...], int] | None:
-    """Kind, axes and bytes of one execution; `None` where nothing is moved."""
+    """Kind, axes and bytes of one execution; `None` where nothing is moved.
+
+    Args:
+      inner: the mesh that partitions number (see `within_slice`).
+      across: the axes that cross slices.
+    """
+    if instruction.opcode == "send" and CROSSES in instruction.attributes:
+        kind = instruction.attribute(CROSSES + r'"(\w+)"').lower().replace("_", "-")
+        size = shape_bytes(computation[instruction.operands[0]].shape)
+        return kind, across, size
     kind = _kind(instruction, computation)
     if kind is None:
         return None
-    groups = groups_of(instruction, math.prod(mesh_axes.values()))
-    axes = axes_of(groups, mesh_axes, pairs=kind == "collective-permute")
+    groups = groups_of(instruction, math.prod(inner.values()))
+    axes = axes_of(groups, inner, pairs=kind == "collective-permute")
     if not axes:
         return None
     return kind, axes, _bytes(kind, instruction, computation, len(groups[0]))

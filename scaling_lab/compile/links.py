@@ -19,6 +19,7 @@ import math
 import re
 from collections.abc import Mapping
 
+from scaling_lab.compile._groups import rank
 from scaling_lab.compile.price import Efficiencies, Physics
 from scaling_lab.hardware import Target
 from scaling_lab.layouts.mesh import ACROSS_SLICES, RISING
@@ -64,7 +65,7 @@ class Link:
 def of_axes(mesh_axes: Mapping[str, int], target: Target) -> dict[str, Link]:
     """Mesh axis -> its links on a target, the mesh laid out as `layouts.make_mesh`."""
     chip = target.chip
-    busiest = sorted(mesh_axes, key=lambda axis: -_rank(RISING, axis))
+    busiest = sorted(mesh_axes, key=lambda axis: -rank(RISING, axis))
     if chip is None or chip.link_bytes_per_second is None:
         found = {axis: Link(HOST, per_node=size) for axis, size in mesh_axes.items()}
     elif chip.torus_dims:
@@ -80,10 +81,6 @@ def of_axes(mesh_axes: Mapping[str, int], target: Target) -> dict[str, Link]:
     return {axis: found[axis] for axis in mesh_axes}
 
 
-def _rank(order: tuple[str, ...], axis: str) -> int:
-    return order.index(axis if axis in order else "data")
-
-
 def _on_torus(busiest: Mapping[str, int], target: Target) -> dict[str, Link]:
     """Links of axes, those that send most first."""
     chip = target.chip
@@ -92,7 +89,7 @@ def _on_torus(busiest: Mapping[str, int], target: Target) -> dict[str, Link]:
     free, wraps = dict(whole), target.wraps
     across = dict.fromkeys(busiest, 1)
     left, cores = target.slices, chip.devices_per_chip
-    for axis in sorted(busiest, key=lambda axis: _rank(ACROSS_SLICES, axis)):
+    for axis in sorted(busiest, key=lambda axis: rank(ACROSS_SLICES, axis)):
         across[axis] = math.gcd(busiest[axis], left)
         left //= across[axis]
     found: dict[str, Link] = {}

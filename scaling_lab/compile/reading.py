@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from scaling_lab.compile import _names, hlo, links, live, price
+from scaling_lab.compile import _names, links, live, price
 from scaling_lab.compile._clock import COLLECTIVE, COPY, Piece
+from scaling_lab.compile._groups import within_slice
 from scaling_lab.compile._module import Module
 from scaling_lab.compile.schedule import Schedule
 from scaling_lab.hardware import Target, parse_target
@@ -50,11 +51,11 @@ def read(
     """
     target = parse_target(target) if isinstance(target, str) else target
     module = Module(module_text)
-    hlo.check_mesh(module_text, mesh_axes)
+    inner = within_slice(module_text, mesh_axes)
     target = target or Target(None)
     facts = _facts(target, efficiencies)
     names, joined = _names.Names(module), links.of_axes(mesh_axes, target)
-    schedule = Schedule(module, mesh_axes, joined, facts, names)
+    schedule = Schedule(module, (inner, mesh_axes), joined, facts, names)
     pieces = schedule.pieces
     moves = [piece for piece in pieces if piece.what == COLLECTIVE]
     fullest = live.peak(module, names, module_text.partition("\n")[0])

@@ -40,7 +40,8 @@ class Schedule:
     """The pieces of a module's step, in order, and its seconds.
 
     Args:
-      module: a scheduled one. mesh_axes: name -> size, in the mesh's order.
+      module: a scheduled one.
+      meshes: axis -> size in the mesh's order, inside a slice and of all of them.
       links_of: axis -> `links.Link`. facts: of the chip; `None` prices nothing.
       names: of the module's instructions.
     """
@@ -48,13 +49,13 @@ class Schedule:
     def __init__(
         self,
         module: Module,
-        mesh_axes: Mapping[str, int],
+        meshes: tuple[Mapping[str, int], Mapping[str, int]],
         links_of: Mapping[str, links.Link],
         facts: Facts | None,
         names: _names.Names,
     ):
         self._module = module
-        self._mesh = mesh_axes
+        self._mesh = meshes[0], hlo.crossing(*meshes)
         self._links = links_of
         self._facts = facts
         self._work = Work(module, facts)
@@ -93,6 +94,8 @@ class Schedule:
             return self._inner(computation, instruction, place, clock)
         if opcode.endswith("-done"):
             return clock.finish(_origin(computation, instruction))
+        if opcode == "recv":
+            return []  # what is received was sent at the same time
         base = Piece(
             COMPUTE,
             name,
@@ -107,7 +110,7 @@ class Schedule:
         moves = [
             (found, each)
             for body, each in inside
-            if (found := hlo.of_instruction(each, body, self._mesh)) is not None
+            if (found := hlo.of_instruction(each, body, *self._mesh)) is not None
         ]
         pieces = []
         for body, each in inside:
@@ -116,7 +119,7 @@ class Schedule:
         if opcode.endswith("-start"):
             if not moves:
                 self._copy(base, instruction, clock)
-        elif opcode not in hlo.KINDS:
+        elif opcode not in (*hlo.KINDS, "send"):
             moving = any(each.target in _ENDS for _, each in inside)
             pieces += self._compute(base, computation, moving, clock)
         for (kind, axes, size), each in moves:
@@ -213,6 +216,8 @@ class Schedule:
 
 def _key(instruction: Instruction, name: str, each: Instruction) -> str:
     """The key by which the end of a collective will know it; "" if synchronous."""
+    if instruction.opcode == "send":
+        return _meeting(instruction)
     if instruction.opcode.endswith("-start"):
         return "" if '"is_sync":true' in each.config else name
     if "chain_id=" in each.attributes:
@@ -223,12 +228,19 @@ def _key(instruction: Instruction, name: str, each: Instruction) -> str:
 def _origin(computation: Computation, done: Instruction) -> str:
     """The start that a done ends, through updates and tuple elements."""
     name = done.operands[0]
+    if done.opcode == "recv-done" and name in computation:
+        return _meeting(computation[name])
     while name in computation and not computation[name].opcode.endswith("-start"):
         operands = computation[name].operands
         if not operands:
             break
         name = operands[0]
     return name
+
+
+def _meeting(transfer: Instruction) -> str:
+    """What a send and its receive between slices call each other."""
+    return transfer.attribute(r'_xla_host_transfer_rendezvous="([^"]*)"')
 
 
 def _channel(computation: Computation, done: Instruction) -> str:
