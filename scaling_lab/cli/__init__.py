@@ -8,7 +8,7 @@ import warnings
 
 from rich.console import Console
 
-from scaling_lab.cli import compile, show, sweep, train
+from scaling_lab.cli import compile, diff, show, sweep, train
 
 VERBS = {
     "train": train.train,
@@ -17,6 +17,7 @@ VERBS = {
     "records": show.records,
     "report": show.report,
     "explain": show.explain,
+    "diff": diff.diff,
     "layouts": show.layouts,
     "models": show.models,
 }

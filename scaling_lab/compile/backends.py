@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from scaling_lab.hardware import Target
@@ -89,9 +89,3 @@ def options(xla_flags: str) -> Options:
         truth = {"true": True, "false": False}
         found[name] = truth.get(value.lower(), value)
     return found
-
-
-def fits(column: Mapping[str, Any]) -> bool | None:
-    """Whether a compiled step fits; ``None`` where memory or peak are not known."""
-    peak, memory = column.get("peak_bytes"), column.get("hbm_bytes")
-    return None if peak is None or memory is None else peak <= memory

@@ -117,7 +117,7 @@ def _judge(config: RunConfig, tell: Tell) -> Verdict:
     state, batch = program.abstract_arguments()
     lowered = program.step.lower(state, batch)  # pyright: ignore[reportFunctionMemberAccess]
     tell("compiling")
-    return judge(lowered, target, program.place.mesh, config.xla_flags)
+    return judge(lowered, target, program.place.mesh, config.xla_flags, config)
 
 
 def write_module(path: Path, text: str | None) -> None:
