@@ -8,7 +8,7 @@ Source: openxla/xla, xla/stream_executor/device_description.proto.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scaling_lab.compile.backends import NoCompiler, installed
@@ -75,6 +75,11 @@ def devices(target: Target) -> Sequence[Any]:
 def out_of_memory(message: str) -> None:
     """``None``: this compiler plans a program of any size and judges none."""
     del message
+
+
+def refused_module(lowered: Any, options: Mapping[str, Any]) -> None:
+    """``None``: it refuses none."""
+    del lowered, options
 
 
 def description(chip: Chip) -> str:
