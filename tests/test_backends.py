@@ -30,7 +30,9 @@ def test_flags_become_options():
 
 @pytest.mark.parametrize("target", ["mi300x:1x8", "v100:1x16"])
 def test_a_chip_without_a_compiler_says_so_and_what_is_left(target):
-    with pytest.raises(NoCompiler, match=f"predictions work.*explain --target {target}"):
+    with pytest.raises(
+        NoCompiler, match=f"predictions work.*explain --target {target}"
+    ):
         backend_of(parse_target(target))
 
 
@@ -131,7 +133,11 @@ def test_an_out_of_memory_verdict_is_read_with_its_buffers():
     assert found["peak_bytes"] == round(20.5 * 2**30)
     assert found["hbm_bytes"] == round(15.48 * 2**30)
     first, second = found["largest_buffers"]
-    assert (first["bytes"], first["shape"], first["op_name"]) == (2**32, "f32[1024]", "")
+    assert (first["bytes"], first["shape"], first["op_name"]) == (
+        2**32,
+        "f32[1024]",
+        "",
+    )
     assert second["bytes"] == 2**29 and second["source"] == "a.py:7"
     assert second["op_name"] == "jit(f)/ffn/up"
     assert tpu.out_of_memory("INTERNAL: something else") is None
