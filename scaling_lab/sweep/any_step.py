@@ -186,6 +186,6 @@ def _asked(
 
 
 def _written(leaf: jax.ShapeDtypeStruct) -> str:
-    """As in ``bfloat16[8, 128] PartitionSpec('data',)``."""
+    """As in ``bfloat16[8, 128] ('data',)``."""
     assert isinstance(leaf.sharding, NamedSharding)
-    return f"{leaf.dtype}{list(leaf.shape)} {leaf.sharding.spec}"
+    return f"{leaf.dtype}{list(leaf.shape)} {tuple(leaf.sharding.spec)}"
