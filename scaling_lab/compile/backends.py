@@ -5,14 +5,15 @@ A backend is a file of this folder: ``cpu``, ``gpu`` or ``tpu``. Each offers
 * ``version()``: the compiler's name and version, or `NoCompiler`;
 * ``environment(target)``: variables a process needs before JAX starts;
 * ``devices(target)``: the target's devices, though none of them is here;
-* ``out_of_memory(message)``: the figures of an out-of-memory verdict, or ``None``.
+* ``out_of_memory(message)``: the figures of an out-of-memory verdict, or ``None``;
+* ``refused_module(lowered, options)``: the module that verdict is about, or ``None``.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from scaling_lab.hardware import Target
@@ -35,6 +36,10 @@ class Backend(Protocol):
     def devices(self, target: Target) -> Sequence[Any]: ...
 
     def out_of_memory(self, message: str) -> dict[str, Any] | None: ...
+
+    def refused_module(
+        self, lowered: Any, options: Mapping[str, Any]
+    ) -> str | None: ...
 
 
 def backend_of(target: Target) -> Backend:

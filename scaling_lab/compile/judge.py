@@ -18,6 +18,8 @@ import jax
 from jax.sharding import Mesh
 
 from scaling_lab import compile as compiled
+from scaling_lab.compile._module import Module
+from scaling_lab.compile._shapes import total_bytes
 from scaling_lab.compile.backends import backend_of, options
 from scaling_lab.config import RunConfig
 from scaling_lab.hardware import Target
@@ -78,8 +80,10 @@ def judge(
         if figures is None:
             raise
         seconds = time.perf_counter() - start
-        column |= figures | {"fits": False, "compile_seconds": seconds}
-        return Verdict("oom", too_large(figures, target), column, None)
+        text = backend.refused_module(lowered, own)
+        column |= _refused(figures, text, dict(mesh.shape) if mesh else {}, target)
+        column["compile_seconds"] = seconds
+        return Verdict("oom", too_large(figures, target), column, text)
     seconds = time.perf_counter() - start
     axes = dict(mesh.shape) if mesh is not None else {}
     column |= compiled.describe(executable, axes, seconds, None, target, config)
@@ -87,6 +91,27 @@ def judge(
         reason = too_large(column, target)
         return Verdict("oom", reason, column, executable.as_text())
     return Verdict("ok", None, column, executable.as_text())
+
+
+def _refused(
+    figures: dict[str, Any], text: str | None, axes: dict[str, int], target: Target
+) -> dict[str, Any]:
+    """The column of a program that the compiler scheduled and then refused.
+
+    ``temporary_bytes`` is what must live beside the arguments, results included.
+    """
+    column = figures | {"fits": False, "peak_from": "compiler"}
+    if text is None:
+        return column
+    named = figures["largest_buffers"]
+    column |= compiled.read(text, axes, target)
+    # It was not brought to code, so nothing in it has an estimate of its time.
+    column |= {name: None for name in column if name.endswith("_seconds")}
+    column["largest_buffers"] = named or column["largest_buffers"]
+    entry = Module(text).entry.values()
+    held = sum(total_bytes(i.shape) for i in entry if i.opcode == "parameter")
+    beside = column["peak_bytes"] - held
+    return column | {"argument_bytes": held, "temporary_bytes": beside}
 
 
 def too_large(figures: dict[str, Any], target: Target) -> str:
