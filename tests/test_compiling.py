@@ -183,18 +183,21 @@ def test_steps_compile_side_by_side_and_one_failure_is_one_row(tmp_path):
 
 
 @tpu
-def test_a_compiler_that_dies_is_a_row(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [(signal.SIGSEGV, "signal 11"), (signal.SIGKILL, "this machine's memory")],
+)
+def test_a_compiler_that_dies_is_a_row(number, says, tmp_path, monkeypatch):
     start = worker.start
 
     def start_and_kill(*args):
         process = start(*args)
-        kill = threading.Timer(1.0, os.kill, (process.pid, signal.SIGSEGV))
-        kill.start()
+        threading.Timer(1.0, os.kill, (process.pid, number)).start()
         return process
 
     monkeypatch.setattr(driver.worker, "start", start_and_kill)
     found = compile_run(tiny_step(), cache_dir=tmp_path)
-    assert found.status == "crashed" and "signal 11" in found.reason
+    assert found.status == "crashed" and says in found.reason
     assert found.compiled is None
     assert not list((tmp_path / "verdicts").iterdir())
 

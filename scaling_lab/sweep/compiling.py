@@ -7,6 +7,7 @@ in the cache by config, code, library versions and compiler version, flags inclu
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import time
@@ -65,7 +66,7 @@ def compile_run(
         making = kept.with_suffix(".txt.gz")
         making.parent.mkdir(parents=True, exist_ok=True)
         job = worker.Job(cache_dir, making)
-        known = driver.run_alone(config, job, timeout, watch)
+        known = _of_the_step(driver.run_alone(config, job, timeout, watch))
         if known.status in _LASTING:
             store.write(kept.with_suffix(".json"), known.to_json())
     else:
@@ -73,6 +74,14 @@ def compile_run(
     if module is not None and known.status in _LASTING:
         store.write(module, module_text(kept) or "")
     return known
+
+
+def _of_the_step(found: RunRecord) -> RunRecord:
+    """The record, where memory that ran out is the target's and not this machine's."""
+    if found.status == "oom" and found.compiled is None:
+        reason = f"the compiler ran out of this machine's memory: {found.reason}"
+        return dataclasses.replace(found, status="crashed", reason=reason)
+    return found
 
 
 def key(config: RunConfig) -> str:
@@ -146,4 +155,4 @@ def _read(kept: Path) -> RunRecord | None:
         return None
     assert found.compiled is not None
     compiled = found.compiled | {"cache_hit": True}
-    return RunRecord(**{**vars(found), "compiled": compiled})
+    return dataclasses.replace(found, compiled=compiled)
