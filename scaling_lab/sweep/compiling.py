@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from scaling_lab import record
-from scaling_lab.compile.backends import backend_of
+from scaling_lab.compile.backends import NoCompiler, backend_of
 from scaling_lab.compile.judge import Verdict, judge
 from scaling_lab.config import RunConfig
-from scaling_lab.data import store
+from scaling_lab.data import DataConfig, store
 from scaling_lab.record import RunRecord
 from scaling_lab.sweep import driver, worker
 from scaling_lab.sweep.provenance import environment, provenance
-from scaling_lab.sweep.run import Tell, check_legal, failure, predicted, row
+from scaling_lab.sweep.run import Tell, asked, check_legal, failure, predicted, row
 from scaling_lab.train import make_program
 
 #: Verdicts that another try would only repeat.
@@ -71,9 +71,27 @@ def compile_run(
             store.write(kept.with_suffix(".json"), known.to_json())
     else:
         watch("kept", config, {})
+        known = dataclasses.replace(known, id=config.id, asked=asked(config))
     if module is not None and known.status in _LASTING:
         store.write(module, module_text(kept) or "")
     return known
+
+
+def compile_only(
+    config: RunConfig, timeout: float | None, cache_dir: Any, watch: driver.Watcher
+) -> RunRecord:
+    """A sweep's `driver.Runner` for machines that are not here: nothing is measured."""
+
+    def quiet(event: str, config: RunConfig, facts: dict[str, Any]) -> None:
+        if event not in ("start", "kept"):  # the sweep says those itself
+            watch(event, config, facts)
+
+    try:
+        return compile_run(config, timeout=timeout, cache_dir=cache_dir, watch=quiet)
+    except ValueError as error:
+        status = "illegal" if not isinstance(error, NoCompiler) else "crashed"
+        source = provenance(config.xla_flags, config.seed)
+        return row(config, source, status, str(error))
 
 
 def _of_the_step(found: RunRecord) -> RunRecord:
@@ -91,7 +109,9 @@ def key(config: RunConfig) -> str:
       NoCompiler: the target's compiler is not installed, or there is none.
     """
     compiler = backend_of(config.parsed_target()).version()
-    whole = [config.id, environment(config.xla_flags), compiler]
+    # What is learned from, and when it is looked at, is no part of the step.
+    step = dataclasses.replace(config, data=DataConfig(), seed=0, evaluate_batches=0)
+    whole = [step.id, environment(config.xla_flags), compiler]
     return record.digest(whole)
 
 
