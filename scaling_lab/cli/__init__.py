@@ -8,14 +8,16 @@ import warnings
 
 from rich.console import Console
 
-from scaling_lab.cli import show, sweep, train
+from scaling_lab.cli import compile, diff, show, sweep, train
 
 VERBS = {
     "train": train.train,
     "sweep": sweep.sweep,
+    "compile": compile.compile,
     "records": show.records,
     "report": show.report,
     "explain": show.explain,
+    "diff": diff.diff,
     "layouts": show.layouts,
     "models": show.models,
 }

@@ -10,6 +10,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from scaling_lab.cli.compile import size
+from scaling_lab.cli.compiled import explain_compiled
 from scaling_lab.cli.grammar import Words, local_devices, words
 
 
@@ -65,6 +67,8 @@ def report(
 
 def explain(
     run: Words,  # pyright: ignore[reportInvalidTypeForm]
+    compiled: bool = False,
+    module: Path | None = None,
     json: bool = False,
 ) -> int:
     """Say where every parameter, gradient, optimizer state and activation lives.
@@ -75,8 +79,13 @@ def explain(
         scaling-lab explain --size 70b --target tpu-v5p:8x8x8 \\
             --layout fsdp=64,tensor=8 --batch 512 --length 4096
 
+    With --compiled the target's compiler is asked instead, and what is said is where
+    the time and the bytes of its schedule go, by verb and by mesh axis.
+
     Args:
         run: What to explain.
+        compiled: Read the compiled step's schedule.
+        module: Read it from this file (`compile --module` wrote it; .gz will do).
         json: Print JSON.
     """
     from scaling_lab import cost
@@ -86,6 +95,8 @@ def explain(
     asked = words(run)
     config = configure(**asked, devices=local_devices(asked["target"]))
     check_legal(config)
+    if compiled or module is not None:
+        return explain_compiled(config, module, json, _console())
     explanation = cost.explain(config)
     if json:
         facts = {
@@ -120,17 +131,17 @@ def _print_explanation(config: Any, explanation: Any, params: int) -> None:
             row.name,
             shape,
             row.placement,
-            _bytes(row.bytes),
+            size(row.bytes),
             ", ".join(implied),
         )
     say.print(table)
     say.print("\n[bold]bytes a device[/]")
-    for what, size in explanation.bytes_by().items():
-        say.print(f"  {what:12} {_bytes(size):>12}")
+    for what, count in explanation.bytes_by().items():
+        say.print(f"  {what:12} {size(count):>12}")
     say.print("\n[bold]collectives in a step[/] (bytes of one device)")
     for item in explanation.collectives():
         axes = "×".join(item["axes"])
-        say.print(f"  {item['kind']:15} over {axes:15} {_bytes(item['bytes']):>12}")
+        say.print(f"  {item['kind']:15} over {axes:15} {size(item['bytes']):>12}")
 
 
 def layouts(target: str = "cpu:8", json: bool = False) -> int:
@@ -210,11 +221,3 @@ def _console() -> Console:
     """Standard output; a pipe is as wide as the table, so that programs see one row."""
     say = Console(highlight=False)
     return say if say.is_terminal else Console(highlight=False, width=240)
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.2f} {unit}"
-        size /= 1024
-    return f"{size:.2f} TiB"

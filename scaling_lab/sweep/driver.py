@@ -29,6 +29,8 @@ GRACE_SECONDS = 30.0
 
 #: Told what the sweep is doing: ``(event, config, facts)``.
 Watcher = Callable[[str, RunConfig, dict[str, Any]], None]
+#: Makes one config's record: ``(config, timeout, cache_dir, watch)``.
+Runner = Callable[[RunConfig, float | None, Any, Watcher], RunRecord]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,7 @@ def sweep(
     timeout: float | None = None,
     cache_dir: Any = None,
     watch: Watcher = lambda *_: None,
+    run: Runner | None = None,
 ) -> Summary:
     """Runs every config that has no finished record of the same code, jax and flags.
 
@@ -65,6 +68,7 @@ def sweep(
       out: a folder; its ``records.jsonl`` grows by one line a run.
       timeout: seconds a run may take before it becomes a ``timeout`` row.
       watch: called as runs go on.
+      run: what makes each record; by default the run itself, in its own process.
     """
     path = record.file_of(out)
     configs = [with_data(config, cache_dir)[0] for config in configs]
@@ -84,7 +88,7 @@ def sweep(
             watch("kept", config, {})
         else:
             watch("start", config, {"stale": stale})
-            done = _run(config, timeout, cache_dir, watch)
+            done = (run or _run)(config, timeout, cache_dir, watch)
             record.append(path, done)
             known[config.id] = done
             counts["ran"] += 1
@@ -96,16 +100,26 @@ def sweep(
 def _run(
     config: RunConfig, timeout: float | None, cache_dir: Any, watch: Watcher
 ) -> RunRecord:
-    """One run in its process; how it ended is the record's status."""
+    """One run of a sweep; how it ended is the record's status."""
     try:
         check_legal(config)
     except IllegalLayout as error:
         return _failure(config, "illegal", str(error))
     except Exception as error:  # whatever it is, the other runs go on
         return _failure(config, "illegal", f"{type(error).__name__}: {error}")
+    return run_alone(config, worker.Job(cache_dir), timeout, watch)
+
+
+def run_alone(
+    config: RunConfig,
+    job: worker.Job,
+    timeout: float | None = None,
+    watch: Watcher = lambda *_: None,
+) -> RunRecord:
+    """A config's job in a process of its own; how it ended is the record's status."""
     deadline = time.monotonic() + timeout if timeout else None
     with tempfile.TemporaryFile("w+", errors="replace") as stderr:
-        process = worker.start(config, cache_dir, stderr)
+        process = worker.start(config, job, stderr)
         found: RunRecord | None = None
         last = "starting"
         try:
