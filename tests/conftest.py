@@ -47,12 +47,12 @@ def packed_batch(batch=8, length=32, vocabulary=256, seed=0):
 
 
 @pytest.fixture(scope="session")
-def shared():
-    """The folder of published data beside the repository, where there is one."""
-    beside = Path(__file__).parents[1] / ".." / "shared"
+def shared() -> Path:
+    """The folder of data beside the checkout, or $SCALING_LAB_SHARED."""
+    beside = Path(__file__).parents[2] / "shared"
     folder = Path(os.environ.get("SCALING_LAB_SHARED") or beside)
-    if not (folder / "data").is_dir():
-        pytest.skip("needs ../shared (published data) beside the repository")
+    if not folder.is_dir():
+        pytest.skip(f"needs {folder.name}/ beside the checkout, or $SCALING_LAB_SHARED")
     return folder
 
 
