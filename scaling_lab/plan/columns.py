@@ -18,8 +18,6 @@ Columns = dict[str, Any]
 #: Optimizer state of one parameter in float32 (`optimizers.STATE`): moments, no master
 #: copy, since parameters rest in float32.
 OPTIMIZER_BYTES = {"adamw": 8.0, "lion": 4.0, "muon": 4.0, "adafactor": 0.0}
-#: Hosts of four TPUs; a GPU's node is the first size of its target.
-CHIPS_OF_A_TPU_HOST = 4
 
 #: What a run is where nothing is said of it: ours, on one device.
 _RUN: Columns = {
@@ -90,8 +88,8 @@ def machine(
 
     Args:
       precision: of the matrix products, a name of `cost.points.PRECISIONS`.
-      node_gbps: network of one node (a TPU host), gigabits per second one way, instead
-        of the chip's own.
+      node_gbps: network of one node (of a TPU: one host), gigabits per second one way,
+        instead of the chip's own.
 
     Raises:
       ValueError: ``local``, which is no machine on paper; no such precision.
@@ -111,8 +109,7 @@ def machine(
     joined = target.topology[-1] if switched else int(np.prod(target.topology))
     network = chip.network_bytes_per_second
     if node_gbps is not None:
-        in_node = joined if switched else CHIPS_OF_A_TPU_HOST
-        network = node_gbps * 1e9 / 8 / in_node
+        network = node_gbps * 1e9 / 8 / chip.chips_per_host(target.topology)
     return {
         "devices": target.devices,
         "devices_per_chip": shown,
