@@ -34,7 +34,10 @@ class Points:
       d_model: model width.
       n_heads: query heads.
       kv_heads: key-value heads.
-      head_dim: width of a head.
+      head_dim: width of a head; where queries and values differ, their mean.
+      attention_params: weights of one block's attention projections; NaN for
+        ``D(N + 2K)H + NHD``.
+      flash: 1 where scores are never written to memory, else 0.
       d_ff: feed-forward width of a dense block.
       gated: 1 where the feed-forward has a gate (three matrices), else 0.
       vocab: vocabulary.
@@ -61,6 +64,7 @@ class Points:
       context: ways the sequence is sharded for attention.
       expert: ways of expert parallelism.
       schedule: code of `SCHEDULES`.
+      overlap: 1 where tensor-parallel communication is said to overlap, else 0.
       precision: code of `PRECISIONS`, of the matrix products.
       stack: code of `STACKS`, the software that runs it.
       param_bytes: bytes of one parameter as it rests on a device (master copy apart).
@@ -88,6 +92,8 @@ class Points:
     n_heads: Any
     kv_heads: Any
     head_dim: Any
+    attention_params: Any
+    flash: Any
     d_ff: Any
     gated: Any
     vocab: Any
@@ -114,6 +120,7 @@ class Points:
     context: Any
     expert: Any
     schedule: Any
+    overlap: Any
     precision: Any
     stack: Any
     param_bytes: Any
