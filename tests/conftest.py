@@ -1,6 +1,8 @@
 """Eight simulated devices, strict ranks, warnings are errors (see pyproject.toml)."""
 
 import dataclasses
+import os
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -42,6 +44,16 @@ def packed_batch(batch=8, length=32, vocabulary=256, seed=0):
         "positions_BT": positions,
         "segments_BT": segments,
     }
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of data beside the checkout, or $SCALING_LAB_SHARED."""
+    beside = Path(__file__).parents[2] / "shared"
+    folder = Path(os.environ.get("SCALING_LAB_SHARED") or beside)
+    if not folder.is_dir():
+        pytest.skip(f"needs {folder.name}/ beside the checkout, or $SCALING_LAB_SHARED")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,8 @@
 
 A chip's key is its file's name with '-' for '_': ``tpu_v5p.py`` is ``tpu-v5p``. To
 add one, write one file that offers ``CHIP``. Numbers are the vendor's: dense peaks,
-decimal gigabytes, one direction of a link. What is not known is ``None``.
+decimal gigabytes, one direction of a link. What is not known is ``None``; where
+sources disagree, the chip's `conflicts` say how.
 """
 
 from __future__ import annotations
@@ -14,58 +15,13 @@ import importlib
 import math
 import pkgutil
 import re
-from collections.abc import Mapping
+
+from scaling_lab.hardware import _torus
+from scaling_lab.hardware._chip import Chip as Chip
+from scaling_lab.hardware._chip import GpuFacts as GpuFacts
 
 #: What a target is when it means the devices of this machine.
 LOCAL = "local"
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """What one chip can do at best.
-
-    Attributes:
-      name: the key, as in a target's text.
-      vendor: who makes it.
-      source: where the numbers come from.
-      flops_per_second: dense peak by precision; only the precisions that are known.
-      hbm_bytes: device memory, decimal.
-      hbm_bytes_per_second: peak bandwidth of that memory.
-      link_bytes_per_second: one-way bandwidth of one chip into its scale-up network
-        (ICI, NVLink, xGMI), all links together.
-      scale_up_chips: chips that this network can join; ``None`` when unbounded.
-      network_bytes_per_second: one-way bandwidth of one chip into the data-centre
-        network.
-      torus_dims: dims of the scale-up torus; 0 when it is switched or there is none.
-      cores_per_chip: tensor cores (TPU), streaming multiprocessors or compute units.
-      devices_per_chip: JAX devices a chip shows to the compiler.
-      device_kinds: how JAX's ``device.device_kind`` begins on this chip.
-      notes: what to know before trusting a number.
-    """
-
-    name: str
-    vendor: str
-    source: str
-    flops_per_second: Mapping[str, float] = dataclasses.field(hash=False)
-    hbm_bytes: int | None = None
-    hbm_bytes_per_second: float | None = None
-    link_bytes_per_second: float | None = None
-    scale_up_chips: int | None = None
-    network_bytes_per_second: float | None = None
-    torus_dims: int = 0
-    cores_per_chip: int | None = None
-    devices_per_chip: int = 1
-    device_kinds: tuple[str, ...] = ()
-    notes: str = ""
-
-    @property
-    def example(self) -> str:
-        """The text of a small target of this chip."""
-        if self.torus_dims:
-            return f"{self.name}:{'x'.join(['4'] * self.torus_dims)}"
-        if self.scale_up_chips is None:
-            return f"{self.name}:8"
-        return f"{self.name}:2x{self.scale_up_chips}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +30,8 @@ class Target:
 
     Attributes:
       chip: the chip, or ``None`` for the devices present.
-      topology: chips along each torus dim; (nodes, GPUs in a node); or (devices,).
+      topology: chips along each torus dim; (nodes, GPUs in a node); or (devices,). A
+        torus is kept as its vendor writes it: 8x4x4 becomes 4x4x8.
       slices: separate slices joined by the data-centre network.
     """
 
@@ -84,7 +41,8 @@ class Target:
 
     def __post_init__(self) -> None:
         if self.chip is not None:
-            _check(self.chip, self.topology, self.slices)
+            topology = _check(self.chip, self.topology, self.slices)
+            object.__setattr__(self, "topology", topology)
         elif self.topology or self.slices != 1:
             raise ValueError(
                 f"target {LOCAL!r} takes no topology or slices: it means the devices "
@@ -111,6 +69,13 @@ class Target:
         return self.chips * self.chip.devices_per_chip
 
     @property
+    def wraps(self) -> tuple[bool, ...]:
+        """Which axes of the torus close into a ring; nothing where there is none."""
+        if self.chip is None or not self.chip.torus_dims:
+            return ()
+        return self.chip.wraps(self.topology)
+
+    @property
     def simulated(self) -> bool:
         """Whether the devices only pretend to be chips (``cpu:8``)."""
         return self.chip is not None and self.chip.name == "cpu"
@@ -127,23 +92,34 @@ class Target:
 def chips() -> tuple[str, ...]:
     """The names of all chips, sorted: one for every file of this folder."""
     modules = (module.name for module in pkgutil.iter_modules(__path__))
-    return tuple(sorted(name.replace("_", "-") for name in modules))
+    own = (name for name in modules if not name.startswith("_"))
+    return tuple(sorted(name.replace("_", "-") for name in own))
 
 
 @functools.cache
 def chip(name: str) -> Chip:
-    """The chip of that name.
+    """The chip of that name or alias (``a100-80gb``, ``trillium``).
 
     Raises:
       ValueError: there is no such chip; the message names the nearest and all.
     """
-    if name not in chips():
-        near = difflib.get_close_matches(name, chips(), n=3, cutoff=0.5)
-        hint = f" did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(
-            f"unknown chip {name!r};{hint} the chips are {', '.join(chips())}"
-        )
+    found = _of_file(name) if name in chips() else _aliases().get(name)
+    if found is not None:
+        return found
+    known = [*chips(), *_aliases()]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f" did you mean {' or '.join(near)}?" if near else ""
+    raise ValueError(f"unknown chip {name!r};{hint} the chips are {', '.join(chips())}")
+
+
+def _of_file(name: str) -> Chip:
     return importlib.import_module(f"{__name__}.{name.replace('-', '_')}").CHIP
+
+
+@functools.cache
+def _aliases() -> dict[str, Chip]:
+    every = map(_of_file, chips())
+    return {alias: found for found in every for alias in found.aliases}
 
 
 def chip_for(device_kind: str) -> Chip | None:
@@ -185,30 +161,72 @@ def parse_target(text: str) -> Target:
     return Target(found, topology, int(match[2] or 1))
 
 
-def _check(chip: Chip, topology: tuple[int, ...], slices: int) -> None:
-    """Raises ValueError unless the chip can be joined so."""
-    text = f"{chip.name}:{'x'.join(map(str, topology))}"
+def target_of(name: str, chip_count: int) -> Target:
+    """The usual machine of so many chips: full nodes, or the most cubic torus.
+
+    More chips than one scale-up network joins become slices or nodes.
+
+    Raises:
+      ValueError: no machine has that number; the message names the nearest that do.
+    """
+    found = chip(name)
+    joined = found.scale_up_chips
+    if joined is None:
+        return Target(found, (chip_count,))
+    if not found.torus_dims:
+        in_node = min(joined, chip_count)
+        while chip_count % in_node:
+            in_node -= 1
+        return Target(found, (chip_count // in_node, in_node))
+    known = found.topologies()
+    # Nobody joins slices of less than a cube or a square over the slow network.
+    for slices in (1, *range(2, chip_count // 4**found.torus_dims + 1)):
+        shape = _torus.most_cubic(chip_count // slices, known)
+        if chip_count % slices == 0 and shape:
+            return Target(found, shape, slices)
+    sizes = sorted({math.prod(shape) for shape in known})
+    near = sorted(sizes, key=lambda size: abs(size - chip_count))[:3]
+    raise ValueError(
+        f"no {name} slice has {chip_count} chips; the nearest have "
+        f"{', '.join(map(str, sorted(near)))}"
+    )
+
+
+def _check(found: Chip, topology: tuple[int, ...], slices: int) -> tuple[int, ...]:
+    """The topology as it is written; ValueError unless the chip can be joined so."""
+    text = f"{found.name}:{'x'.join(map(str, topology))}"
     text += f"*{slices}" if slices != 1 else ""
-    example = f"; for example {chip.example!r}"
+    example = f"; for example {found.example!r}"
     if min((*topology, slices)) < 1:
         raise ValueError(f"target {text!r}: every size is at least 1{example}")
-    wanted, words = _form(chip)
+    wanted, words = _form(found)
     if len(topology) != wanted:
         raise ValueError(
             f"target {text!r} has {len(topology)} dim(s), but {words}{example}"
         )
-    if slices > 1 and not chip.torus_dims:
+    if slices > 1 and not found.torus_dims:
         raise ValueError(
-            f"target {text!r}: only TPUs come in slices, not {chip.name}{example}"
+            f"target {text!r}: only TPUs come in slices, not {found.name}{example}"
         )
-    joined = math.prod(topology) if chip.torus_dims else topology[-1]
-    if chip.scale_up_chips is not None and joined > chip.scale_up_chips:
-        more = "slices ('*2')" if chip.torus_dims else "nodes (the first size)"
+    joined = math.prod(topology) if found.torus_dims else topology[-1]
+    if found.scale_up_chips is not None and joined > found.scale_up_chips:
+        more = "slices ('*2')" if found.torus_dims else "nodes (the first size)"
         raise ValueError(
             f"target {text!r} joins {joined} chips, but at most "
-            f"{chip.scale_up_chips} {chip.name} chips share one scale-up network; "
+            f"{found.scale_up_chips} {found.name} chips share one scale-up network; "
             f"ask for more {more}{example}"
         )
+    if not found.torus_dims:
+        return topology
+    known = found.topologies()
+    written = _torus.written(topology, known)
+    if written is None:
+        near = _torus.nearest(topology, known)
+        raise ValueError(
+            f"target {text!r}: there is no such slice of {found.name}; the nearest "
+            f"are {', '.join('x'.join(map(str, shape)) for shape in near)}"
+        )
+    return written
 
 
 def _form(chip: Chip) -> tuple[int, str]:

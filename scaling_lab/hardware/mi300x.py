@@ -1,7 +1,6 @@
 """MI300X: nodes of eight in a full mesh of xGMI: seven links of 64 GB/s, one way.
 
-Source: AMD Instinct MI300X data sheet; memory size also in MLPerf system
-descriptions.
+Source: AMD Instinct MI300X data sheet; memory size also in MLPerf system descriptions.
 """
 
 from scaling_lab.hardware import Chip
@@ -20,8 +19,13 @@ CHIP = Chip(
     network_bytes_per_second=5e10,
     cores_per_chip=304,
     device_kinds=("AMD Instinct MI300X",),
+    aliases=("mi300",),
+    no_compiler=(
+        "there is no compiler for mi300x without one: JAX's ROCm plugin offers no "
+        "topology of absent devices; its predictions work"
+    ),
     notes=(
-        "Quoted from the data sheet, unmeasured. A ring that "
-        "uses one pair of links only gets 64 GB/s."
+        "Quoted from the data sheet, unmeasured. A ring that uses one pair of links "
+        "only gets 64 GB/s."
     ),
 )

@@ -11,17 +11,34 @@ CHIP = Chip(
     source="jax-ml/scaling-book tpus.md at 54e2c439",
     flops_per_second={"bfloat16": 2.75e14, "int8": 2.75e14},
     hbm_bytes=32_000_000_000,
+    usable_hbm_bytes=32_749_125_632,
     hbm_bytes_per_second=1.2e12,
     link_bytes_per_second=3e11,
     scale_up_chips=4096,
     network_bytes_per_second=6.25e9,
     torus_dims=3,
+    torus_limits=(16, 16, 16),
+    cube=4,
     cores_per_chip=2,
     devices_per_chip=2,
+    clock_hz=1.05e9,
     device_kinds=("TPU v4",),
+    aliases=("v4",),
+    compiler="tpu",
+    compile_name="v4",
+    conflicts=(
+        (
+            "A link, one way: the book says 45 GB/s, the vendor's total divided by "
+            "six 50. Taken: the vendor's total."
+        ),
+        (
+            "Devices of a chip: the compiler lists two, a running slice joins both "
+            "cores into one (megacore). Taken: two, which is what can be compiled "
+            "for."
+        ),
+    ),
     notes=(
-        "No float8. The compiler lists two devices a chip; a running slice "
-        "joins both cores into one (megacore). A name such as v4-64 counts "
-        "cores, two a chip. The book says 45 GB/s a link, the vendor 50."
+        "No float8. A name such as v4-64 counts cores, two a chip. usable_hbm_bytes "
+        "is what libtpu 0.0.42 gives out."
     ),
 )
