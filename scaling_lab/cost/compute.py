@@ -1,0 +1,132 @@
+"""Seconds of one device's arithmetic: products, attention, memory, the update."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scaling_lab.cost.efficiencies import Calibration
+from scaling_lab.cost.points import PRECISIONS, Points
+from scaling_lab.cost.shapes import Column, Shapes, is_remat
+
+#: Passes of two bytes over a token's vector in one block, fused: two norms, two
+#: residuals, and what the products read and write again.
+_WIDTH_PASSES, _GATE_PASSES, _HEAD_PASSES = 12.0, 3.0, 4.0
+_SCORE_PASSES, _ROUTE_PASSES, _LOGIT_BYTES = 12.0, 12.0, 20.0
+#: Bytes an optimizer reads and writes for each parameter: state, master and gradient.
+_UPDATE_BYTES = 28.0
+
+
+def low_precision(p: Points) -> Column:
+    """Where products run in eight bits or fewer."""
+    return p.precision >= PRECISIONS.index("float8")
+
+
+class Arithmetic:
+    """Prices the arithmetic of one microbatch; columns in seconds."""
+
+    def __init__(self, points: Points, shapes: Shapes, eff: Calibration) -> None:
+        self.p, self.s = points, shapes
+        self._of = lambda name: eff.of(name, points)
+        self.tile, self.depth = self._of("tile"), self._of("depth")
+        wide = self._of("matmul")
+        gain = points.flops_per_second / points.bf16_flops_per_second
+        kept = np.where(gain > 1, gain ** self._of("low_precision"), gain)
+        self.rate_16 = points.bf16_flops_per_second * wide
+        self.rate = self.rate_16 * kept
+        self.memory = points.hbm_bytes_per_second * 0.85
+        #: Wider chips need larger products to fill them.
+        self.tile = self.tile * points.bf16_flops_per_second / 9.89e14
+
+    def product(
+        self, m: Column, k: Column, n: Column, rate: Column, groups: Column | float = 1
+    ) -> Column:
+        """Forward, gradient and weight gradient of one product: (m, k) by (k, n)."""
+        third = 2 * m * k * n * groups / rate
+        fill = lambda rows, deep, columns: (
+            1 + self.depth / deep + self.tile / (rows * columns * groups)
+        )
+        return third * (fill(m, k, n) + fill(m, n, k) + fill(k, m, n))
+
+    def attention_products(self) -> Column:
+        """The projections of one block."""
+        p, s = self.p, self.s
+        wide = p.n_heads * p.head_dim / p.tensor
+        inner = (p.n_heads + 2 * p.kv_heads) * p.head_dim / p.tensor
+        formula = p.d_model * (2 * p.n_heads + 2 * p.kv_heads) * p.head_dim
+        seconds = self.product(s.tokens, p.d_model, inner, self.rate)
+        seconds = seconds + self.product(s.tokens, wide, p.d_model, self.rate)
+        return seconds * s.attention_params / formula
+
+    def feed_forward(self, width: Column, tensor: Column) -> Column:
+        """A dense feed-forward of that width."""
+        p, s = self.p, self.s
+        shard = np.maximum(width, 1) / tensor
+        up = self.product(s.tokens, p.d_model, shard * s.gates, self.rate)
+        down = self.product(s.tokens, shard, p.d_model, self.rate)
+        return np.where(width > 0, up + down, 0.0)
+
+    def experts(self) -> Column:
+        """The routed experts of one block: grouped products, uneven groups."""
+        p, s = self.p, self.s
+        local = np.maximum(p.n_experts / p.expert, 1)
+        tokens = np.maximum(s.tokens * p.top_k / local, 1)
+        if not np.any(p.n_experts):
+            return np.zeros(len(p))
+        # Where experts are not split by tensor, its ranks share the tokens out.
+        tokens = tokens / p.tensor
+        rate = self.rate * self._of("experts")
+        width = np.maximum(p.expert_d_ff, 1)
+        up = self.product(tokens, p.d_model, width * s.gates, rate, local)
+        down = self.product(tokens, width, p.d_model, rate, local)
+        return np.where(p.n_experts > 0, up + down, 0.0)
+
+    def scores(self) -> Column:
+        """Attention's scores and values in one block, forward (backward is 2.5 times)."""
+        p, s = self.p, self.s
+        heads = p.n_heads / p.tensor
+        flops = 4 * s.tokens * s.score_tokens * heads * p.head_dim
+        fused = flops / (p.bf16_flops_per_second * self._of("attention"))
+        if np.all(p.flash > 0):
+            return fused
+        passed = s.tokens * heads * p.seq_len * 2 * _SCORE_PASSES * self._of("scores")
+        plain = 2 * flops / self.rate_16 + passed / self.memory
+        return np.where(p.flash > 0, fused, plain)
+
+    def elementwise(self) -> Column:
+        """Norms, gates, residuals and rotations of one block, forward and backward."""
+        p, s = self.p, self.s
+        split = np.where(p.sequence_parallel > 0, p.tensor, 1)
+        moe = s.moe_layers / p.layers
+        width = (1 - moe) * p.d_ff + moe * (p.top_k * p.expert_d_ff + p.shared_d_ff)
+        inner = (p.n_heads + 2 * p.kv_heads) * p.head_dim
+        numbers = (
+            _WIDTH_PASSES * p.d_model / split
+            + _GATE_PASSES * s.gates * width / p.tensor
+            + _HEAD_PASSES * inner / p.tensor
+        ) * self._of("passes")
+        routed = moe * p.top_k * p.d_model * _ROUTE_PASSES / p.tensor
+        numbers = numbers + routed * self._of("routing")
+        cast = (p.d_model * 2 + (inner + width * 2) / p.tensor) * 2 * self._of("casts")
+        numbers = numbers + np.where(low_precision(p), cast, 0.0)
+        return 3 * 2 * s.tokens * numbers / self.memory
+
+    def head(self) -> Column:
+        """Logits and loss, forward and backward."""
+        p, s = self.p, self.s
+        shard = p.vocab / p.tensor
+        seconds = self.product(s.tokens, p.d_model, shard, self.rate_16)
+        return seconds + s.tokens * shard * _LOGIT_BYTES / self.memory
+
+    def update(self, held: Column) -> Column:
+        """The optimizer's pass over the parameters that one device updates."""
+        return held * _UPDATE_BYTES / self.memory
+
+    def again(self) -> dict[str, Column]:
+        """What recomputation adds, as a multiple of forward plus backward."""
+        share = self.s.recompute
+        selective = is_remat(self.p, "selective")
+        return {
+            "products": share / 3,
+            "scores": np.maximum(share, selective * 1.0),
+            "elementwise": share / 3,
+        }

@@ -1,0 +1,191 @@
+"""The few numbers that are not physics: each with a name, a value and its evidence.
+
+An efficiency of a point is a product: its general value, times a factor of the chip's
+family, times one of the chip, of the software and of the precision, each 1 until rows
+say otherwise. So an unseen chip is priced as its family is, and an unseen family as
+all are: partial pooling, with the priors' widths as the strength of the pull.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from scaling_lab.cost.points import PRECISIONS, STACKS, Points
+
+FROZEN = Path(__file__).with_name("efficiencies.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prior:
+    """What is believed before any row: the median and the spread of its logarithm.
+
+    Attributes:
+      value: median. spread: standard deviation of the logarithm.
+      levels: what it may depend on besides, and how far: level -> spread.
+      says: what it is, with its unit.
+    """
+
+    value: float
+    spread: float
+    levels: Mapping[str, float]
+    says: str
+
+
+PRIORS: dict[str, Prior] = {
+    "matmul": Prior(
+        0.8,
+        0.1,
+        {"chip": 0.12, "stack": 0.12},
+        "share of the 16-bit peak that a large matrix product reaches",
+    ),
+    "low_precision": Prior(
+        0.75,
+        0.15,
+        {"precision": 0.1},
+        "share of a low precision's gain over 16 bits that a large product keeps",
+    ),
+    "tile": Prior(
+        0.8e6,
+        0.3,
+        {"family": 0.3},
+        "output elements of a product that fill the chip half",
+    ),
+    "depth": Prior(170.0, 0.3, {"family": 0.3}, "contracted length lost to start-up"),
+    "attention": Prior(
+        0.45,
+        0.2,
+        {"chip": 0.2, "stack": 0.2},
+        "share of the 16-bit peak that fused attention reaches",
+    ),
+    "passes": Prior(
+        1.0,
+        0.3,
+        {"stack": 0.3},
+        "passes over memory of norms, gates and residuals, against fused ones",
+    ),
+    "scores": Prior(1.0, 0.3, {}, "passes over unfused attention scores, against 12"),
+    "link": Prior(0.7, 0.2, {"family": 0.2}, "share of the scale-up links' rate"),
+    "network": Prior(0.6, 0.3, {"family": 0.3}, "share of the network's rate"),
+    "tensor_exposed": Prior(
+        0.8, 0.2, {"stack": 0.2}, "share of tensor-parallel traffic that is waited for"
+    ),
+    "data_exposed": Prior(
+        0.4, 0.4, {"stack": 0.3}, "share of the gradients' traffic that is waited for"
+    ),
+    "expert_exposed": Prior(
+        0.8, 0.3, {"stack": 0.3}, "share of the experts' traffic that is waited for"
+    ),
+    "launch": Prior(
+        1e-3,
+        0.7,
+        {"stack": 1.0, "family": 0.3},
+        "seconds to launch one block, forward and backward",
+    ),
+    "experts": Prior(
+        0.7,
+        0.25,
+        {"stack": 0.2, "family": 0.2},
+        "share of a dense product's rate that grouped expert products reach",
+    ),
+    "routing": Prior(
+        1.0, 0.4, {"stack": 0.3}, "passes over memory of routing, against 12"
+    ),
+    "casts": Prior(
+        1.0, 0.4, {"stack": 0.3}, "passes over memory of casts to low precision"
+    ),
+    "step": Prior(0.01, 0.7, {"stack": 0.5}, "seconds of a step outside its blocks"),
+    "scale": Prior(
+        0.004, 0.5, {}, "time lost to the slowest, per doubling beyond 8 devices"
+    ),
+}
+
+#: Chips whose large products were measured: the share of the peak, and by whom.
+MEASURED_MATMUL: dict[str, tuple[float, str]] = {
+    "h100": (0.81, "XLA's table of measured products (sm_90), bfloat16 at 4096 cubed"),
+    "tpu-v6e": (0.90, "AI-Hypercomputer/tpu-recipes, microbenchmark at 8192 cubed"),
+}
+
+
+def family_of(chip: str) -> str:
+    """The family a chip is pooled with."""
+    for family, begins in {
+        "ampere": ("a100", "a800", "a40"),
+        "hopper": ("h100", "h200", "h800", "gh200", "h20"),
+        "blackwell": ("b200", "b300", "gb200", "gb300"),
+        "volta": ("v100",),
+        "tpu": ("tpu",),
+        "instinct": ("mi",),
+        "cpu": ("cpu",),
+    }.items():
+        if chip.startswith(begins):
+            return family
+    return "other"
+
+
+@functools.cache
+def keys() -> tuple[str, ...]:
+    """Names of the general values, in order."""
+    return tuple(PRIORS)
+
+
+class Calibration:
+    """Log factors by name: ``matmul``, ``matmul@chip:h100``, ``launch@stack:xla``.
+
+    A name that is absent counts as its prior: 0 for a factor.
+    """
+
+    def __init__(
+        self,
+        logs: Mapping[str, float] | None = None,
+        nudge: tuple[str, float] | None = None,
+    ) -> None:
+        self.logs = dict(logs or {})
+        self._nudge = nudge or ("", 0.0)
+
+    def nudged(self, name: str, by: float) -> Calibration:
+        """The same with one efficiency's logarithm moved, for every point alike."""
+        return Calibration(self.logs, (name, by))
+
+    def of(self, name: str, points: Points) -> np.ndarray:
+        """An efficiency, one value a point."""
+        prior = PRIORS[name]
+        total = np.full(len(points), self.logs.get(name, np.log(prior.value)))
+        if name == self._nudge[0]:
+            total += self._nudge[1]
+        for level in prior.levels:
+            labels, inverse = levels_of(points, level)
+            factors = [self.logs.get(f"{name}@{level}:{x}", 0.0) for x in labels]
+            total = total + np.asarray(factors)[inverse]
+        return np.exp(total)
+
+    @classmethod
+    def frozen(cls) -> Calibration:
+        """The efficiencies fitted on the published runs, as they come with the lab."""
+        if not FROZEN.exists():
+            return cls()
+        table = json.loads(FROZEN.read_text("utf-8"))["efficiencies"]
+        return cls({row["name"]: row["log"] for row in table})
+
+
+def levels_of(points: Points, level: str) -> tuple[list[str], np.ndarray]:
+    """The labels that a level takes among points, and each point's label."""
+    cache = points.__dict__.setdefault("_levels", {})
+    if level not in cache:
+        cache[level] = _levels(points, level)
+    return cache[level]
+
+
+def _levels(points: Points, level: str) -> tuple[list[str], np.ndarray]:
+    if level in ("chip", "family"):
+        chips, inverse = np.unique(points.chip.astype(str), return_inverse=True)
+        labels = [str(c) if level == "chip" else family_of(str(c)) for c in chips]
+        return labels, inverse
+    names = STACKS if level == "stack" else PRECISIONS
+    codes, inverse = np.unique(getattr(points, level), return_inverse=True)
+    return [names[int(code)] for code in codes], inverse
