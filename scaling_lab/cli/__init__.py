@@ -8,7 +8,7 @@ import warnings
 
 from rich.console import Console
 
-from scaling_lab.cli import show, sweep, train
+from scaling_lab.cli import plan, show, sweep, train
 
 VERBS = {
     "train": train.train,
@@ -16,6 +16,7 @@ VERBS = {
     "records": show.records,
     "report": show.report,
     "explain": show.explain,
+    "plan": plan.plan,
     "layouts": show.layouts,
     "models": show.models,
 }

@@ -1,4 +1,4 @@
-"""The answer to a question: choices in order, one a layout, and what did not fit."""
+"""The answer to a question: choices in order, one a mesh, and what did not fit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scaling_lab.plan.rank import Ranked, rank
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One layout with its best microbatches, remat and schedule.
+    """One mesh with its best ZeRO stage, microbatches, remat and schedule.
 
     Attributes:
       layout: in the grammar of every command; see `words.layout`.
@@ -67,8 +67,8 @@ class Plan:
     """An answer.
 
     Attributes:
-      choices: what fits, the fastest first, one for every layout.
-      unfit: layouts of which nothing fits, those that would be fastest first.
+      choices: what fits, the fastest first, one for every mesh.
+      unfit: meshes of which nothing fits, those that would be fastest first.
       tried: how many candidates were priced. fitting: how many of them fit.
       refused: law -> meshes that it ruled out.
     """
@@ -122,9 +122,9 @@ def no_mesh(question: Question, refused: dict[str, int]) -> str:
 
 
 def _groups(ranked: Ranked) -> np.ndarray:
-    """A number for every layout: candidates that differ in other things share it."""
+    """A number for every mesh: candidates that differ in other things share it."""
     table = ranked.candidates.table
-    stacked = np.stack([table[name] for name in (*AXES, "zero")], 1)
+    stacked = np.stack([table[name] for name in AXES], 1)
     return np.unique(stacked, axis=0, return_inverse=True)[1].reshape(-1)
 
 
@@ -134,10 +134,8 @@ def _first_of_groups(groups: np.ndarray, order: np.ndarray) -> list[int]:
     return [int(order[at]) for at in np.sort(first)]
 
 
-def _lightest_unfit(
-    ranked: Ranked, groups: np.ndarray, order: np.ndarray
-) -> list[int]:
-    """Of layouts that never fit the lightest variant; those that would be fast first."""
+def _lightest_unfit(ranked: Ranked, groups: np.ndarray, order: np.ndarray) -> list[int]:
+    """Of layouts that never fit the lightest variant, the fastest layout first."""
     rest = np.flatnonzero(~np.isin(groups, groups[order]))
     by_time = rest[np.argsort(ranked.seconds[rest], kind="stable")]
     by_size = rest[np.argsort(ranked.memory.hbm_bytes[rest], kind="stable")]
@@ -153,10 +151,10 @@ def _reason(ranked: Ranked, index: int, first: int) -> str:
 
 
 def _freely(ranked: Ranked, index: int) -> int:
-    """The fastest variant of a candidate's layout, were memory no limit."""
+    """The fastest variant of a candidate's mesh, were memory no limit."""
     table = ranked.candidates.table
     same = np.ones(len(ranked.candidates), bool)
-    for name in (*AXES, "zero"):
+    for name in AXES:
         same &= table[name] == table[name][index]
     own = np.flatnonzero(same)
     return int(own[np.argmin(ranked.seconds[own])])
@@ -173,7 +171,9 @@ def _of_first(ranked: Ranked, index: int) -> str:
 def _choice(ranked: Ranked, index: int, first: int, reason: str) -> Choice:
     prediction, memory = ranked.prediction, ranked.memory
     table = ranked.candidates.table
-    count = law.microbatches(ranked.question, ranked.candidates.take(np.array([index])).table)
+    count = law.microbatches(
+        ranked.question, ranked.candidates.take(np.array([index])).table
+    )
     low, high = prediction.low_seconds, prediction.high_seconds
     held = memory._asdict()
     return Choice(

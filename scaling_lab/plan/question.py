@@ -12,7 +12,7 @@ from scaling_lab.names import one_of
 from scaling_lab.plan.huggingface import Shape
 
 #: What a letter after a number of tokens means.
-SUFFIXES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+SUFFIXES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 #: Share of what a program can have of a device's memory that a plan may fill: the rest
 #: is fragmentation and what no formula knows. A compiled verdict replaces it.
 USABLE = 0.95
@@ -84,26 +84,35 @@ class Question:
         return float("inf") if size is None else USABLE * size
 
 
-def sequences(tokens: str | int, length: int) -> int:
+def sequences(text: str | int, length: int) -> int:
     """A batch in tokens as whole sequences: ``4M`` of 8192 is 512.
 
     Args:
-      tokens: a number, or one with K, M or G (powers of 1024).
+      text: a number, or one with K, M, G or T (powers of 1024).
 
     Raises:
       ValueError: not a number, or less than half a sequence.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)", str(tokens).strip().upper())
-    if not match:
-        raise ValueError(
-            f"batch of {tokens!r} tokens: write a number, or one with K, M or G, as 4M "
-            "(M is 2^20)"
-        )
-    count = float(match[1]) * SUFFIXES[match[2]]
+    count = tokens(text)
     whole = round(count / length)
     if whole < 1:
         raise ValueError(
-            f"batch of {tokens} tokens is less than one sequence of {length}; give "
+            f"batch of {text} tokens is less than one sequence of {length}; give "
             f"--batch-tokens {length} or more"
         )
     return whole
+
+
+def tokens(text: str | int) -> float:
+    """A number of tokens: ``4M`` is four times 2^20.
+
+    Raises:
+      ValueError: not a number with K, M, G, T or nothing.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)", str(text).strip().upper())
+    if not match:
+        raise ValueError(
+            f"{text!r} tokens: write a number, or one with K, M, G or T, as 4M "
+            "(M is 2^20)"
+        )
+    return float(match[1]) * SUFFIXES[match[2]]

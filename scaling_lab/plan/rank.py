@@ -95,7 +95,7 @@ def as_points(question: Question, found: Candidates) -> Points:
     )
     kept, again = np.ones(len(run)), np.zeros(len(run))
     code = np.zeros(len(run))
-    for number, policy in enumerate(POLICIES):
+    for number in range(len(POLICIES)):
         mine = np.flatnonzero(table["policy"] == number)
         if not len(mine):
             continue

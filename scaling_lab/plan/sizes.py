@@ -12,7 +12,7 @@ from scaling_lab.cost.memory import memory
 from scaling_lab.hardware import Chip, Target
 from scaling_lab.plan import words
 from scaling_lab.plan.answer import Choice, plan
-from scaling_lab.plan.candidates import Candidates, candidates
+from scaling_lab.plan.candidates import candidates
 from scaling_lab.plan.question import Question
 from scaling_lab.plan.rank import as_points
 

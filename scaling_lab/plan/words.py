@@ -62,3 +62,13 @@ def zero(ranked: Ranked, index: int) -> str:
 def size(count: float) -> str:
     """Bytes for reading, decimal as chips are sold."""
     return f"{count / 1e9:.1f} GB"
+
+
+def remat(policy: str) -> str:
+    """A policy in a few words: the names of verbs without their rooms."""
+    kind, _, names = policy.partition(":")
+    if not names:
+        return kind
+    stems = [name.rpartition("/")[2] for name in names.split(",")]
+    short = {"query": "q", "key": "k", "value": "v"}
+    return f"{kind} " + "+".join(short.get(stem, stem) for stem in stems)
