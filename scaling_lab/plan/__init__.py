@@ -4,10 +4,10 @@
 largest batch, a budget of chip-hours.
 """
 
+from scaling_lab.plan import sizes as sizes
 from scaling_lab.plan.answer import Choice, Plan, plan
 from scaling_lab.plan.question import Question, sequences
 from scaling_lab.plan.shape import Shape, of_config, read
-from scaling_lab.plan import sizes as sizes
 from scaling_lab.plan.sizes import Best, for_budget, largest_batch, smallest_machine
 
 __all__ = [

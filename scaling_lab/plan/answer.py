@@ -31,6 +31,7 @@ class Choice:
       peak_bytes: of one device; predicted, or the compiler's where it was asked.
       mfu_causal: model FLOPs, attention causal, over the bfloat16 peak.
       reason: why it is not the first; of the first, what it is held back by.
+      zero: ZeRO's stage. mesh: axes and sizes above 1.
       trained: whether runs of this layout are trained and compiled here today.
       seconds_by: where the step's seconds go. bytes_by: what fills the memory.
       compiled: the compiler's record, where it was asked.
@@ -51,6 +52,7 @@ class Choice:
     mfu_causal: float
     reason: str
     trained: bool
+    zero: int
     mesh: dict[str, int]
     seconds_by: dict[str, float]
     bytes_by: dict[str, float]
@@ -192,6 +194,7 @@ def _choice(ranked: Ranked, index: int, first: int, reason: str) -> Choice:
         mfu_causal=float(prediction.mfu_causal[index]),
         reason=reason,
         trained=words.trained(ranked, index),
+        zero=int(table["zero"][index]),
         mesh={axis: int(table[axis][index]) for axis in AXES if table[axis][index] > 1},
         seconds_by=reasons.parts(ranked, index),
         bytes_by={name: float(column[index]) for name, column in held.items()},
