@@ -35,9 +35,9 @@ class Asked:
     """Of matrix products: bfloat16, float8, int8, mxfp8, nvfp4 or float32."""
     optimizer: str = "adamw"
     """adamw, lion, muon or adafactor; its state counts in memory."""
-    axes: str = ",".join(AXES)
-    """Mesh axes that may be used, separated by commas; those that runs are trained and
-    compiled with here today are data,fsdp,tensor."""
+    axes: str | None = None
+    """Mesh axes that may be used, separated by commas. Default: all; with --compile
+    data,fsdp,tensor, which runs are trained and compiled with here today."""
     wide_tensor: bool = False
     """Let tensor leave the scale-up network (a node, an NVLink domain)."""
     node_gbps: float | None = None
@@ -89,7 +89,7 @@ def plan(
     from scaling_lab import plan as room
     from scaling_lab.cli import plan_table as table
 
-    question = question_of(asked)
+    question = question_of(asked, trained=bool(answer.compile))
     if answer.chip_hours is not None:
         found = room.for_budget(
             question, answer.chip_hours, _tokens(answer.train_tokens)
@@ -110,14 +110,19 @@ def plan(
     if not found.choices:
         raise ValueError(room.sizes.too_large(question))
     if answer.compile:
-        found = room.confirm(found, answer.compile, tell=table.say)
+        from scaling_lab.sweep import compile_run
+
+        found = room.confirm(found, answer.compile, compile_run, table.say)
     if answer.emit is not None:
         return _emit(found, answer)
     return table.show(found, answer)
 
 
-def question_of(asked: Asked) -> Any:
+def question_of(asked: Asked, *, trained: bool = False) -> Any:
     """The question that the flags ask.
+
+    Args:
+      trained: where no axes are given, take those that can be compiled.
 
     Raises:
       ValueError: an unknown word, with the nearest; a batch that is no number.
@@ -142,10 +147,18 @@ def question_of(asked: Asked) -> Any:
         precision=asked.precision,
         optimizer=asked.optimizer,
         node_gbps=asked.node_gbps,
-        axes=tuple(axis.strip() for axis in asked.axes.split(",") if axis.strip()),
+        axes=_axes(asked.axes, trained),
         wide_tensor=asked.wide_tensor,
         calibration=_calibration(asked.calibration),
     )
+
+
+def _axes(text: str | None, trained: bool) -> tuple[str, ...]:
+    if text is None:
+        from scaling_lab.plan.candidates import TRAINED
+
+        return TRAINED if trained else AXES
+    return tuple(axis.strip() for axis in text.split(",") if axis.strip())
 
 
 def _calibration(path: Path | None) -> Any:

@@ -38,7 +38,7 @@ def show(found: Plan, answer: Any) -> int:
 
 
 def _header(found: Plan) -> Text:
-    question = found.question
+    question, ranked = found.question, found.ranked
     shape, target = question.shape, question.target
     count = f"{shape.params:,} parameters"
     if shape.active_params != shape.params:
@@ -48,7 +48,7 @@ def _header(found: Plan) -> Text:
         f"{words.size(question.limit_bytes)} a device may be filled\n"
         f"batch: {question.batch:,} sequences of {question.length:,} = "
         f"{question.tokens:,} tokens, {question.precision}, {question.optimizer}\n"
-        f"{found.tried:,} candidates priced, {found.fitting:,} fit\n"
+        f"{len(ranked.candidates):,} candidates priced, {ranked.fits.sum():,} fit\n"
     )
 
 
@@ -111,7 +111,7 @@ def _beneath(found: Plan) -> Text:
     more = len(found.unfit) - NAMED
     if more > 0:
         lines.append(f"… and {more} or more other layouts do not fit either.")
-    laws = sorted(found.refused.items(), key=lambda item: -item[1])
+    laws = sorted(found.ranked.candidates.refused.items(), key=lambda item: -item[1])
     lines += [f"illegal: {law} ({count} meshes)" for law, count in laws]
     return Text("\n".join(lines))
 

@@ -6,6 +6,7 @@ largest batch, a budget of chip-hours.
 
 from scaling_lab.plan import sizes as sizes
 from scaling_lab.plan.answer import Choice, Plan, plan
+from scaling_lab.plan.confirm import config_of, confirm
 from scaling_lab.plan.question import Question, sequences
 from scaling_lab.plan.shape import Shape, of_config, read
 from scaling_lab.plan.sizes import Best, for_budget, largest_batch, smallest_machine
@@ -16,6 +17,8 @@ __all__ = [
     "Plan",
     "Question",
     "Shape",
+    "config_of",
+    "confirm",
     "for_budget",
     "largest_batch",
     "of_config",

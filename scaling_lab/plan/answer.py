@@ -34,7 +34,8 @@ class Choice:
       zero: ZeRO's stage. mesh: axes and sizes above 1.
       trained: whether runs of this layout are trained and compiled here today.
       seconds_by: where the step's seconds go. bytes_by: what fills the memory.
-      compiled: the compiler's record, where it was asked.
+      index: its place among the plan's candidates.
+      compiled: the compiler's column, where it was asked.
     """
 
     layout: str
@@ -56,12 +57,15 @@ class Choice:
     mesh: dict[str, int]
     seconds_by: dict[str, float]
     bytes_by: dict[str, float]
+    index: int
     confirmed: bool | None = None
     compiled: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
-        return dataclasses.asdict(self)
+        data = dataclasses.asdict(self)
+        data.pop("index")
+        return data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,16 +75,14 @@ class Plan:
     Attributes:
       choices: what fits, the fastest first, one for every mesh.
       unfit: meshes of which nothing fits, those that would be fastest first.
-      tried: how many candidates were priced. fitting: how many of them fit.
-      refused: law -> meshes that it ruled out.
+      ranked: every candidate with its price. top: how many choices were asked for.
     """
 
     question: Question
     choices: tuple[Choice, ...]
     unfit: tuple[Choice, ...]
-    tried: int
-    fitting: int
-    refused: dict[str, int]
+    ranked: Ranked
+    top: int
 
 
 def plan(question: Question, top: int = 20) -> Plan:
@@ -96,18 +98,22 @@ def plan(question: Question, top: int = 20) -> Plan:
     ranked = rank(question)
     if not len(ranked.candidates):
         raise ValueError(no_mesh(question, ranked.candidates.refused))
+    return answered(ranked, top)
+
+
+def answered(ranked: Ranked, top: int) -> Plan:
+    """The plan that priced candidates make."""
     groups = _groups(ranked)
     order = ranked.order()
     best = _first_of_groups(groups, order)[:top]
     choices = [_choice(ranked, i, best[0], _reason(ranked, i, best[0])) for i in best]
     lightest = _lightest_unfit(ranked, groups, order)[:top]
     return Plan(
-        question,
+        ranked.question,
         tuple(choices),
         tuple(_choice(ranked, i, i, reasons.of_unfit(ranked, i)) for i in lightest),
-        len(ranked.candidates),
-        int(ranked.fits.sum()),
-        ranked.candidates.refused,
+        ranked,
+        top,
     )
 
 
@@ -198,4 +204,5 @@ def _choice(ranked: Ranked, index: int, first: int, reason: str) -> Choice:
         mesh={axis: int(table[axis][index]) for axis in AXES if table[axis][index] > 1},
         seconds_by=reasons.parts(ranked, index),
         bytes_by={name: float(column[index]) for name, column in held.items()},
+        index=index,
     )
