@@ -8,7 +8,7 @@ import warnings
 
 from rich.console import Console
 
-from scaling_lab.cli import show, sweep, train
+from scaling_lab.cli import predict, show, sweep, train
 
 VERBS = {
     "train": train.train,
@@ -16,6 +16,8 @@ VERBS = {
     "records": show.records,
     "report": show.report,
     "explain": show.explain,
+    "predict": predict.predict,
+    "calibrate": predict.calibrate,
     "layouts": show.layouts,
     "models": show.models,
 }
