@@ -8,7 +8,7 @@ import warnings
 
 from rich.console import Console
 
-from scaling_lab.cli import plan, show, sweep, train
+from scaling_lab.cli import plan, predict, show, sweep, train
 
 VERBS = {
     "train": train.train,
@@ -16,7 +16,9 @@ VERBS = {
     "records": show.records,
     "report": show.report,
     "explain": show.explain,
+    "predict": predict.predict,
     "plan": plan.plan,
+    "calibrate": predict.calibrate,
     "layouts": show.layouts,
     "models": show.models,
 }

@@ -90,6 +90,12 @@ def plan(
     from scaling_lab.cli import plan_table as table
 
     question = question_of(asked, trained=bool(answer.compile))
+    chip = question.target.chip
+    if chip is not None and not chip.flops_per_second and asked.calibration is None:
+        table.say(
+            f"nobody publishes a peak of {chip.name}: times are relative until you give"
+            " --calibration FILE, fitted with `scaling-lab calibrate` on your records"
+        )
     if answer.chip_hours is not None:
         found = room.for_budget(
             question, answer.chip_hours, _tokens(answer.train_tokens)
@@ -130,10 +136,10 @@ def question_of(asked: Asked, *, trained: bool = False) -> Any:
     from scaling_lab import models
     from scaling_lab import plan as room
     from scaling_lab.cost.points import PRECISIONS
-    from scaling_lab.plan.columns import OPTIMIZER_BYTES
+    from scaling_lab.cost.runs import STATE_BYTES
 
     one_of("precision", asked.precision, PRECISIONS)
-    one_of("optimizer", asked.optimizer, OPTIMIZER_BYTES)
+    one_of("optimizer", asked.optimizer, STATE_BYTES)
     if asked.model is not None:
         shape = room.read(asked.model)
     else:
@@ -164,9 +170,9 @@ def _axes(text: str | None, trained: bool) -> tuple[str, ...]:
 def _calibration(path: Path | None) -> Any:
     if path is None:
         return None
-    from scaling_lab.cost.efficiencies import Calibration
+    from scaling_lab.cost import calibrations
 
-    return Calibration.read(path)
+    return calibrations.read(path)
 
 
 def _tokens(text: str | None) -> float | None:

@@ -42,10 +42,9 @@ class Arithmetic:
     ) -> Column:
         """Forward, gradient and weight gradient of one product: (m, k) by (k, n)."""
         third = 2 * m * k * n * groups / rate
-        fill = lambda rows, deep, columns: (
-            1 + self.depth / deep + self.tile / (rows * columns * groups)
-        )
-        return third * (fill(m, k, n) + fill(m, n, k) + fill(k, m, n))
+        waste = self.depth * (1 / k + 1 / n + 1 / m)
+        waste = waste + self.tile / groups * (1 / (m * n) + 1 / (m * k) + 1 / (k * n))
+        return third * (3 + waste)
 
     def attention_products(self) -> Column:
         """The projections of one block."""
@@ -81,7 +80,7 @@ class Arithmetic:
         return np.where(p.n_experts > 0, up + down, 0.0)
 
     def scores(self) -> Column:
-        """Attention's scores and values in one block, forward (backward is 2.5 times)."""
+        """One block's scores and values, forward; backward is 2.5 times."""
         p, s = self.p, self.s
         heads = p.n_heads / p.tensor
         flops = 4 * s.tokens * s.score_tokens * heads * p.head_dim

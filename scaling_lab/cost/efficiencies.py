@@ -10,15 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
 from scaling_lab.cost.points import PRECISIONS, STACKS, Points
-
-FROZEN = Path(__file__).with_name("efficiencies.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,14 +159,6 @@ class Calibration:
             factors = [self.logs.get(f"{name}@{level}:{x}", 0.0) for x in labels]
             total = total + np.asarray(factors)[inverse]
         return np.exp(total)
-
-    @classmethod
-    def frozen(cls) -> Calibration:
-        """The efficiencies fitted on the published runs, as they come with the lab."""
-        if not FROZEN.exists():
-            return cls()
-        table = json.loads(FROZEN.read_text("utf-8"))["efficiencies"]
-        return cls({row["name"]: row["log"] for row in table})
 
 
 def levels_of(points: Points, level: str) -> tuple[list[str], np.ndarray]:

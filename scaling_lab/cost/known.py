@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Known:
 
 def latent(
     d_model: int, heads: int, query_rank: int | None, rank: int = 512
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Multi-head latent attention (DeepSeek-V2, section 2.1): 128 + 64 wide queries.
 
     Its weights, and the mean width of scores (192) and values (128).

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
+from scaling_lab.cost import calibrations
 from scaling_lab.cost.communication import Wires
 from scaling_lab.cost.compute import Arithmetic
 from scaling_lab.cost.efficiencies import Calibration
+from scaling_lab.cost.memory import memory
 from scaling_lab.cost.points import Points
 from scaling_lab.cost.shapes import (
     Column,
@@ -56,6 +59,27 @@ class Prediction:
     mfu_causal: Column
     hbm_bytes: Column
 
+    def row(self, index: int) -> dict[str, Any]:
+        """One point as plain data: totals, the interval, and seconds by cause."""
+        seconds = {
+            "products": self.compute_seconds,
+            "attention": self.attention_seconds,
+            "memory": self.memory_seconds,
+            **{f"{axis} exposed": x for axis, x in self.communication_seconds.items()},
+            "bubble": self.bubble_seconds,
+            "optimizer": self.optimizer_seconds,
+            "overhead": self.overhead_seconds,
+        }
+        return {
+            "step_seconds": float(self.step_seconds[index]),
+            "step_seconds_low": float(self.low_seconds[index]),
+            "step_seconds_high": float(self.high_seconds[index]),
+            "tokens_per_second_per_chip": float(self.tokens_per_second_per_chip[index]),
+            "mfu_causal": float(self.mfu_causal[index]),
+            "hbm_bytes": float(self.hbm_bytes[index]),
+            "seconds": {name: float(x[index]) for name, x in seconds.items()},
+        }
+
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
@@ -84,7 +108,7 @@ def predict(points: Points, calibration: Calibration | None = None) -> Predictio
       points: what to predict.
       calibration: efficiencies instead of the fitted ones.
     """
-    eff = calibration or Calibration.frozen()
+    eff = calibration or calibrations.frozen()
     parts = parts_of(points, eff)
     step = parts.step
     flops = model_flops(points)
@@ -102,7 +126,7 @@ def predict(points: Points, calibration: Calibration | None = None) -> Predictio
         overhead_seconds=parts.overhead * parts.scale,
         tokens_per_second_per_chip=points.global_batch_tokens / step / points.chips,
         mfu_causal=flops / peak / step,
-        hbm_bytes=np.full(len(points), np.nan),
+        hbm_bytes=memory(points).hbm_bytes,
     )
 
 

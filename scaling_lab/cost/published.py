@@ -16,9 +16,10 @@ import numpy as np
 import pandas as pd
 
 from scaling_lab.cost.known import Known, known
+from scaling_lab.cost.machines import machine_columns, peak_of
 from scaling_lab.cost.points import PRECISIONS, SCHEDULES, STACKS, Points
 from scaling_lab.cost.remats import remat_of
-from scaling_lab.hardware import Chip, chip, chips
+from scaling_lab.hardware import Chip, chip
 
 #: Columns that are read; others are carried along.
 COLUMNS = (
@@ -31,23 +32,6 @@ COLUMNS = (
 NEEDED = (
     "layers d_model n_heads d_ff seq_len global_batch_tokens hardware chips".split()
 )
-
-#: Names that tables give to chips, besides the chips' own.
-_ALIASES = {
-    "a100-80gb": "a100",
-    "a100-40gb": "a100-40",
-    "h100-hbm2e-500w": "h100-hbm2e",
-    "h100-80gb": "h100",
-    "h100-sxm": "h100",
-    "tpu-v5-lite": "tpu-v5e",
-    "trillium": "tpu-v6e",
-    "ironwood": "tpu-7x",
-    "tpu7x": "tpu-7x",
-    "tpu-v7": "tpu-7x",
-    "tpu-v7x": "tpu-7x",
-    "v100-32gb": "v100",
-    "v100-16gb": "v100",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,14 +144,15 @@ class Row:
         from scaling_lab.cost.published_layout import layout
         from scaling_lab.cost.published_model import model
 
+        found = chip(self.text("hardware").lower().replace("_", "-"))
         shape = model(self)
-        machine = self.machine()
+        machine = machine_columns(found, self.needed("chips"))
         precision = self.precision()
-        names = {"nvfp4": "float4", "mxfp8": "float8", "float16": "bfloat16"}
-        found: Chip = machine.pop("_chip")
-        peak = self.peak(found, names.get(precision, precision))
-        per = machine["devices_per_chip"]
-        placed = layout(self, machine["devices"], int(per))
+        peak, wide = peak_of(found, precision)
+        if peak == wide and precision not in ("bfloat16", "float16"):
+            self.say(f"{precision} on {found.name} priced at its 16-bit peak")
+        per = found.devices_per_chip
+        placed = layout(self, machine["devices"], per)
         return {
             **shape,
             **placed,
@@ -175,7 +160,7 @@ class Row:
             **remat_of(self, shape, placed, machine),
             "precision": PRECISIONS.index(precision),
             "flops_per_second": peak / per,
-            "bf16_flops_per_second": found.flops_per_second["bfloat16"] / per,
+            "bf16_flops_per_second": wide / per,
             "stack": STACKS.index(self.stack()),
             "overlap": float(
                 any(w in self.text("technique").lower() for w in ("async", "overlap"))
@@ -184,25 +169,6 @@ class Row:
             "schedule": SCHEDULES.index(self.schedule()),
             **self.widths(precision),
         }
-
-    def machine(self) -> dict[str, Any]:
-        """The chip's columns."""
-        name = self.text("hardware").lower().replace("_", "-").replace(" ", "-")
-        name = _ALIASES.get(name, name)
-        if name not in chips():
-            raise ValueError(
-                f"hardware {self.text('hardware')!r} is no chip this lab knows; it "
-                f"knows {', '.join(chips())}"
-            )
-        found = chip(name)
-        if "bfloat16" not in found.flops_per_second:
-            sixteen = found.flops_per_second.get("float16")
-            if sixteen is None:
-                raise ValueError(f"the 16-bit peak of {name} is not known")
-            found = dataclasses.replace(
-                found, flops_per_second={**found.flops_per_second, "bfloat16": sixteen}
-            )
-        return {"_chip": found, **machine_columns(found, self.needed("chips"))}
 
     def precision(self) -> str:
         """The precision of the products, by the first word that names one."""
@@ -228,23 +194,6 @@ class Row:
             self.say(f"precision {text!r} read as bfloat16")
             return "bfloat16"
         return words[min(found)[2]]
-
-    def peak(self, found: Chip, name: str) -> float:
-        """The chip's peak in a precision, or the nearest it has."""
-        if name in found.flops_per_second:
-            return found.flops_per_second[name]
-        other = {"float4": "float8", "int8": "float8", "float8": "int8"}.get(name)
-        if other in found.flops_per_second and found.vendor == "Google":
-            self.say(f"{name} priced at {found.name}'s {other} peak")
-            return found.flops_per_second[other]
-        if name == "float32":
-            self.say(f"float32 priced at half of {found.name}'s 16-bit peak (TF32)")
-            return found.flops_per_second["bfloat16"] / 2
-        if other in found.flops_per_second and name == "float4":
-            self.say(f"{name} priced at {found.name}'s {other} peak")
-            return found.flops_per_second[other]
-        self.say(f"{found.name} has no {name}: priced at its 16-bit peak")
-        return found.flops_per_second["bfloat16"]
 
     def stack(self) -> str:
         """The software, by what the framework is called."""
@@ -288,22 +237,3 @@ class Row:
             return {"param_bytes": 2.0, "grad_bytes": 2.0, "optimizer_bytes": 4.0}
         grads = 2.0 if stack == "xla" else 4.0
         return {"param_bytes": 4.0, "grad_bytes": grads, "optimizer_bytes": 8.0}
-
-
-def machine_columns(found: Chip, count: float) -> dict[str, Any]:
-    """A chip's columns, one device's share of each."""
-    per = found.devices_per_chip
-    lone = found.link_bytes_per_second is None
-    wire = found.hbm_bytes_per_second or 1e10
-    link = found.link_bytes_per_second or wire
-    return {
-        "chip": found.name,
-        "devices": count * per,
-        "devices_per_chip": per,
-        "hbm_bytes": (found.hbm_bytes or np.inf) / per,
-        "hbm_bytes_per_second": wire / per,
-        "link_bytes_per_second": link / per,
-        "scale_up": np.inf if lone else (found.scale_up_chips or np.inf) * per,
-        "torus_dims": found.torus_dims,
-        "network_bytes_per_second": (found.network_bytes_per_second or link) / per,
-    }

@@ -87,8 +87,8 @@ def _replicas(
         row.say(f"data read as {rest / fsdp:g}, what the other axes leave of the chips")
         return rest / fsdp, fsdp
     raise ValueError(
-        f"data={data:g} and fsdp={fsdp:g} leave {rest:g} replicas unexplained, whichever "
-        "is the subgroup; correct data, fsdp, or the chips"
+        f"data={data:g} and fsdp={fsdp:g} leave {rest:g} replicas unexplained, "
+        "whichever is the subgroup; correct data, fsdp, or the chips"
     )
 
 

@@ -92,8 +92,7 @@ def plan(question: Question, top: int = 20) -> Plan:
       top: how many choices to tell.
 
     Raises:
-      ValueError: no mesh is legal, with the laws that ruled them out; or the chip has
-        no published peak.
+      ValueError: no mesh is legal, with the laws that ruled them out.
     """
     ranked = rank(question)
     if not len(ranked.candidates):

@@ -11,6 +11,7 @@ from scaling_lab.cost import activations
 from scaling_lab.cost.memory import Memory, memory
 from scaling_lab.cost.points import REMATS, Points
 from scaling_lab.cost.predict import Prediction, predict
+from scaling_lab.cost.runs import STATE_BYTES
 from scaling_lab.plan import columns
 from scaling_lab.plan.candidates import POLICIES, Candidates, candidates, policy_of
 from scaling_lab.plan.question import Question
@@ -48,22 +49,11 @@ class Ranked:
 
 
 def rank(question: Question) -> Ranked:
-    """Enumerates, prunes and prices.
-
-    Raises:
-      ValueError: the chip has no published peak, so nothing can be ranked.
-    """
+    """Enumerates, prunes and prices."""
     found = candidates(question)
     run = as_points(question, found)
     priced = memory(run)
     prediction = _predicted(question, run)
-    if len(found) and not np.isfinite(prediction.step_seconds).any():
-        chip = question.target.chip
-        raise ValueError(
-            f"nobody publishes a peak of {chip and chip.name}, so no step can be "
-            "predicted on it; give --calibration FILE, fitted with `scaling-lab "
-            "calibrate` on records of that machine"
-        )
     fits = priced.hbm_bytes <= question.limit_bytes
     return Ranked(question, found, run, priced, prediction, fits)
 
@@ -91,7 +81,7 @@ def as_points(question: Question, found: Candidates) -> Points:
         schedule=table["schedule"],
         virtual_stages=table["pieces"],
         sequence_parallel=sequence(question, found),
-        optimizer_bytes=columns.OPTIMIZER_BYTES[question.optimizer],
+        optimizer_bytes=STATE_BYTES[question.optimizer],
     )
     kept, again = np.ones(len(run)), np.zeros(len(run))
     code = np.zeros(len(run))
