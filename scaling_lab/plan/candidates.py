@@ -34,7 +34,8 @@ POLICIES = (
 )
 #: The same in a few words, for tables.
 POLICY_WORDS = ("full", "save attend", "save qkv+attend", "save products", "none")
-#: Sequences of a microbatch: more than this never pays, and costs memory.
+#: Sequences of a microbatch: more than this never pays, and costs memory; but the whole
+#: of a replica's batch is always tried.
 MOST_SEQUENCES = 64
 PIECES = (2, 3, 4, 5, 6, 8)
 
@@ -108,8 +109,12 @@ def _factors(count: int, axes: int) -> Iterable[tuple[int, ...]]:
 
 
 def _sequences(question: Question) -> list[int]:
-    most = min(question.batch, MOST_SEQUENCES)
-    return [size for size in divisors(question.batch) if size <= most]
+    batch = question.batch
+    return [
+        size
+        for size in divisors(batch)
+        if size <= MOST_SEQUENCES or batch // size <= question.devices
+    ]
 
 
 def _scheduled(table: law.Table) -> law.Table:
