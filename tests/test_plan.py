@@ -14,7 +14,7 @@ from scaling_lab.cost.memory import memory
 from scaling_lab.cost.predict import predict
 from scaling_lab.cost.runs import points_of
 from scaling_lab.hardware import parse_target
-from scaling_lab.plan import columns, emit, huggingface, law, rank, sizes
+from scaling_lab.plan import columns, emit, huggingface, law, rank, sizes, words
 from scaling_lab.plan.candidates import POLICIES, TRAINED, candidates, policy_of
 from scaling_lab.plan.question import Question, sequences, tokens
 
@@ -349,9 +349,10 @@ def test_the_largest_batch_fits_and_no_larger_does():
     batch, layout = plan.largest_batch(asked)
     assert batch > 0
     held = dataclasses.replace(asked, batch=batch)
-    found = plan.plan(held, top=100)
-    whole = [c for c in found.choices if c.microbatches == 1]
-    assert layout.partition("+")[0] in {c.layout.partition("+")[0] for c in whole}
+    priced = rank.rank(held)
+    whole = law.microbatches(held, priced.candidates.table) == 1
+    fitting = np.flatnonzero(priced.fits & whole)
+    assert layout in {words.layout(priced, index) for index in fitting}
     double = dataclasses.replace(asked, batch=2 * batch)
     larger = candidates(double)
     at_once = np.flatnonzero(law.microbatches(double, larger.table) == 1)
