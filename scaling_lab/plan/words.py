@@ -61,6 +61,10 @@ def zero(ranked: Ranked, index: int) -> str:
 
 def size(count: float) -> str:
     """Bytes for reading, decimal as chips are sold."""
+    if count == float("inf"):
+        return "any memory"
+    if count < 1e9:
+        return f"{count / 1e6:.0f} MB"
     return f"{count / 1e9:.1f} GB"
 
 
