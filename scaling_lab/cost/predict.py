@@ -156,13 +156,16 @@ def parts_of(p: Points, eff: Calibration) -> Parts:
     traffic = gathered * np.where(p.zero_stage >= 3, 2 + p.grad_bytes / 2, 0)
     fsdp = _beside(hidden, traffic) - hidden
     layer = hidden + fsdp
-    launch = eff.of("launch", p) * (1 + s.recompute / 3)
+    routed_launch = 1 + moe * (eff.of("routed_launch", p) - 1)
+    launch = eff.of("launch", p) * routed_launch * (1 + s.recompute / 3)
     launched = _beside(layer, launch) - layer
 
     total = p.layers * (layer + launched) + head
     times, bubble = _pipeline(p, s, total, layer + launched, head)
     blocks = times * p.layers / p.stage
-    stages = wires.stages() * 2 * p.virtual_stages * times
+    # With pieces to interleave, what is handed on travels beside another's work.
+    waited = np.where(p.virtual_stages > 1, 0.3, 1.0)
+    stages = wires.stages() * 2 * p.virtual_stages * times * waited
     updated = held / np.where(p.zero_stage >= 3, p.fsdp, 1)
     data = wires.gradients(updated) * eff.of("data_exposed", p)
     owned = updated / np.where(p.zero_stage >= 1, p.data, 1)
