@@ -15,7 +15,7 @@ _SCORE_PASSES, _ROUTE_PASSES, _LOGIT_BYTES = 4.0, 8.0, 20.0
 #: Casts of a product's operands by precision: blocks of MXFP8 are scaled along rows
 #: and along columns, NVFP4 is rotated besides.
 _CASTS = np.array(
-    [{"float8": 1.0, "int8": 1.0, "mxfp8": 1.4, "nvfp4": 2.0}.get(n, 0.0) for n in PRECISIONS]
+    [{"float8": 1.0, "int8": 1.0, "mxfp8": 2.2, "nvfp4": 3.0}.get(n, 0.0) for n in PRECISIONS]
 )
 #: Width of a head whose products take as long as its exponentials.
 _EXPONENTIAL = 64.0
@@ -91,7 +91,9 @@ class Arithmetic:
         fused = fused * (1 + _EXPONENTIAL / p.head_dim) / (1 + _EXPONENTIAL / 128)
         if np.all(p.flash > 0):
             return fused
-        passed = s.tokens * heads * p.seq_len * 2 * _SCORE_PASSES * self._of("scores")
+        local = np.where(p.window > 0, np.minimum(2 * p.window, p.seq_len), p.seq_len)
+        seen = p.seq_len + p.window_share * (local - p.seq_len)
+        passed = s.tokens * heads * seen * 2 * _SCORE_PASSES * self._of("scores")
         plain = 2 * flops / self.rate_16 + passed / self.memory
         return np.where(p.flash > 0, fused, plain)
 

@@ -23,6 +23,8 @@ from scaling_lab.cost.shapes import (
 
 #: How sharply overlapped times take the larger: 1 would add, infinity take the maximum.
 _OVERLAP = 3.0
+#: Share of keys and values passed round that is waited for though attention covers it.
+_CHUNKED = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,10 +148,11 @@ def parts_of(p: Points, eff: Calibration) -> Parts:
 
     forwards = 2 + s.recompute
     tensor = wires.tensor() * forwards * eff.of("tensor_exposed", p)
-    tensor = tensor * np.where(p.overlap > 0, 0.5, 1.0)
+    tensor = tensor * np.where(p.overlap > 0, 0.4, 1.0)
     experts = moe * wires.experts() * forwards * eff.of("expert_exposed", p)
     busy = products + scores + memory
-    context = _beside(scores, wires.context() * 3) - scores
+    rotated = wires.context() * 3
+    context = _beside(scores, rotated) - scores + _CHUNKED * rotated
     hidden = busy + tensor + experts + context
     held = held_by(p, s)
     gathered = wires.fsdp(held / p.layers)

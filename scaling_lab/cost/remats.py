@@ -20,6 +20,9 @@ _NAMES = {
     "context": "scores",
     "mlpwi": "up",
 }
+#: Chips whose host's memory is a coherent link away: recipes offload to it and do
+#: nothing again.
+_COHERENT = ("gb200", "gb300", "gh200")
 #: Policies by name: what they keep.
 _POLICIES = {
     "save_dot_with_context_except_mlp": ("qkv", "out", "scores"),
@@ -42,6 +45,9 @@ def remat_of(
     offload = 0.5 if "offload" in text else 0.0
     if not text:
         fits = _kept_bytes(shape, placed) < 0.6 * machine["hbm_bytes"]
+        if not fits and machine["chip"] in _COHERENT:
+            row.say("remat blank: offloaded, since its host's memory is near")
+            return _policy("none", 0.0, 1.0, 0.6)
         row.say(f"remat blank: {'none' if fits else 'full'}, by the memory it needs")
         text = "none" if fits else "full"
     if text in ("none", "no", "false", "off"):
