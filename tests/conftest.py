@@ -4,6 +4,9 @@ import dataclasses
 import os
 from pathlib import Path
 
+# Before JAX starts: with a compiler's library installed it would look for its devices.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
 import jax
 import numpy as np
 import pytest

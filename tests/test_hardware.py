@@ -207,7 +207,7 @@ def test_so_many_chips_are_joined_the_usual_way(name, count, text):
 
 
 def test_a_number_of_chips_that_no_slice_has():
-    with pytest.raises(ValueError, match="has 100 chips; the nearest have 64, 128"):
+    with pytest.raises(ValueError, match="has 100 chips; the nearest have 32, 64"):
         target_of("tpu-v4", 100)
 
 

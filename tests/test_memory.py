@@ -16,6 +16,7 @@ from scaling_lab.config import RunConfig
 from scaling_lab.cost import activations
 from scaling_lab.cost.memory import Memory, in_flight, memory
 from scaling_lab.cost.points import REMATS, SCHEDULES, STACKS, Points, names
+from scaling_lab.cost.runs import points_of
 from scaling_lab.layouts.placement import Placement
 from scaling_lab.parallel import stack
 from scaling_lab.plan import columns, shape
@@ -172,7 +173,7 @@ def explained(size, layout, family="llama", **changes):
 )
 def test_weights_and_state_are_those_of_explain(layout, remat):
     config, said = explained("8b", layout, remat=remat)
-    found = memory(columns.of_run(config))
+    found = memory(points_of([config]))
     assert found.parameter_bytes[0] == pytest.approx(said["parameter"], rel=1e-4)
     assert found.gradient_bytes[0] == pytest.approx(said["gradient"], rel=1e-4)
     assert found.optimizer_bytes[0] == pytest.approx(said["optimizer"], rel=1e-4)
@@ -181,7 +182,7 @@ def test_weights_and_state_are_those_of_explain(layout, remat):
 @pytest.mark.parametrize(("family", "size"), [("llama", "1b"), ("gpt2", "355m")])
 def test_weights_of_other_families(family, size):
     config, said = explained(size, "data=2,fsdp=4", family=family)
-    found = memory(columns.of_run(config))
+    found = memory(points_of([config]))
     assert found.parameter_bytes[0] == pytest.approx(said["parameter"], rel=2e-3)
     assert found.optimizer_bytes[0] == pytest.approx(said["optimizer"], rel=2e-3)
 
@@ -195,7 +196,7 @@ def test_verbs_are_those_of_explain(layout):
         for row in cost.explain(config).rows
         if row.what == "activation"
     }
-    run = columns.of_run(config)
+    run = points_of([config])
     tokens = run.microbatch_seqs * run.seq_len
     for name in activations.BLOCK_VERBS:
         mine = activations.verb_bytes(run, name) * tokens * run.layers
@@ -272,14 +273,14 @@ def residual_bytes(family, policy, precision="bfloat16"):
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_block_keeps_what_jax_says(family, policy):
     said, model = residual_bytes(family, policy)
-    run = columns.of_run(RunConfig(model, layouts.parse("fsdp=1"), length=16, batch=1))
-    run = run.replace(precision=0)
+    config = RunConfig(model, layouts.parse("fsdp=1"), length=16, batch=1)
+    run = points_of([config]).replace(precision=0, flash=1)
     assert activations.kept_bytes(run, policy)[0] == said
 
 
 def test_recomputation_leaves_out_the_last_product():
     config, _ = explained("8b", "fsdp=8", remat="full")
-    run = columns.of_run(config)
+    run = points_of([config])
     entries = cost.record(config)
     inside = [e for e in entries if e.name in activations.BLOCK_VERBS]
     # What is recomputed counts attention as causal; the ledger says how dense it is.

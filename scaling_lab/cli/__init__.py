@@ -8,15 +8,17 @@ import warnings
 
 from rich.console import Console
 
-from scaling_lab.cli import predict, show, sweep, train
+from scaling_lab.cli import compile, plan, predict, show, sweep, train
 
 VERBS = {
     "train": train.train,
     "sweep": sweep.sweep,
+    "compile": compile.compile,
     "records": show.records,
     "report": show.report,
     "explain": show.explain,
     "predict": predict.predict,
+    "plan": plan.plan,
     "calibrate": predict.calibrate,
     "layouts": show.layouts,
     "models": show.models,

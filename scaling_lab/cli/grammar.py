@@ -28,7 +28,13 @@ FLAGS: tuple[tuple[str, Any, Any, str], ...] = (
     ("steps", int, 20, "Optimizer steps."),
     ("seed", int, 0, "Of the parameters and of the data's order."),
     ("remat", str, "none", "none, full, save:VERB,VERB or recompute:VERB,VERB."),
-    ("precision", str, "float32", "Of arithmetic: float32 or bfloat16."),
+    (
+        "precision",
+        str | None,
+        None,
+        "Of arithmetic: float32 or bfloat16; parameters and optimizer stay float32. "
+        "Default: bfloat16 for a TPU or GPU target, float32 for cpu and local.",
+    ),
     ("accumulate", int, 1, "Microbatches per step."),
     ("stack", str, "auto", "Layers as scan, unroll, or auto."),
     ("axis_type", str, "auto", "Of the mesh: auto or explicit."),
@@ -45,7 +51,12 @@ FLAGS: tuple[tuple[str, Any, Any, str], ...] = (
     ("tokenizer", str, "byte", "byte, bpe:8192, or a tokenizer.json."),
     ("held_out_fraction", float, 0.05, "Share of the text kept for evaluation."),
     ("evaluate_batches", int, 4, "Held-out batches of an evaluation."),
-    ("xla_flags", str, "", "XLA flags of the run's process."),
+    (
+        "xla_flags",
+        str,
+        "",
+        "XLA flags of the run, or options of the target's compiler.",
+    ),
 )
 
 _DATA = (

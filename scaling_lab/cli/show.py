@@ -10,6 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from scaling_lab.cli.compile import size
 from scaling_lab.cli.grammar import Words, local_devices, words
 
 
@@ -120,17 +121,17 @@ def _print_explanation(config: Any, explanation: Any, params: int) -> None:
             row.name,
             shape,
             row.placement,
-            _bytes(row.bytes),
+            size(row.bytes),
             ", ".join(implied),
         )
     say.print(table)
     say.print("\n[bold]bytes a device[/]")
-    for what, size in explanation.bytes_by().items():
-        say.print(f"  {what:12} {_bytes(size):>12}")
+    for what, count in explanation.bytes_by().items():
+        say.print(f"  {what:12} {size(count):>12}")
     say.print("\n[bold]collectives in a step[/] (bytes of one device)")
     for item in explanation.collectives():
         axes = "×".join(item["axes"])
-        say.print(f"  {item['kind']:15} over {axes:15} {_bytes(item['bytes']):>12}")
+        say.print(f"  {item['kind']:15} over {axes:15} {size(item['bytes']):>12}")
 
 
 def layouts(target: str = "cpu:8", json: bool = False) -> int:
@@ -210,11 +211,3 @@ def _console() -> Console:
     """Standard output; a pipe is as wide as the table, so that programs see one row."""
     say = Console(highlight=False)
     return say if say.is_terminal else Console(highlight=False, width=240)
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.2f} {unit}"
-        size /= 1024
-    return f"{size:.2f} TiB"

@@ -45,7 +45,9 @@ def configure(
       devices: of a local target; sizes a layout given by name alone.
       words: fields of `RunConfig` and `OptimizerConfig`; ``optimizer`` is a name,
         ``data`` a name or paths, ``tokenizer`` and ``held_out_fraction`` the data's,
-        ``layers`` and ``vocabulary`` replace the size's.
+        ``layers`` and ``vocabulary`` replace the size's. Unless it is given,
+        ``precision`` is float32 on the host's processor and the devices present, and
+        bfloat16 on a TPU or GPU that is named; parameters are float32 everywhere.
 
     Raises:
       ValueError: an unknown word, with the nearest that are known.
@@ -59,7 +61,10 @@ def configure(
         w: v for w, v in words.items() if v is not None or w == "clip"
     }
     changes = {_MODEL[word]: given[word] for word in _MODEL if word in given}
-    count = parse_target(target).devices or devices
+    machine = parse_target(target)
+    count = machine.devices or devices
+    if machine.chip is not None and machine.chip.name != "cpu":
+        given.setdefault("precision", "bfloat16")
     return RunConfig(
         model=dataclasses.replace(model, **changes),
         layout=parse(layout, count),

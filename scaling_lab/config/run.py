@@ -88,8 +88,9 @@ class RunConfig:
     @functools.cached_property
     def abstract_params(self) -> dict[str, Any]:
         """Shapes and dtypes of the parameters; nothing is allocated."""
-        init = functools.partial(models.family_of(self.model).init, self.model)
-        return jax.eval_shape(init, jax.random.key(0))
+        init = models.family_of(self.model).init
+        # The key too is traced: a concrete one would start JAX's devices.
+        return jax.eval_shape(lambda: init(self.model, jax.random.key(0)))
 
     @property
     def id(self) -> str:

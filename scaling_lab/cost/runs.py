@@ -9,14 +9,16 @@ import numpy as np
 
 from scaling_lab import dims
 from scaling_lab.config import RunConfig
+from scaling_lab.cost import activations
 from scaling_lab.cost.flops import parameters, recomputed
 from scaling_lab.cost.ledger import record
 from scaling_lab.cost.machines import machine_columns, peak_of
 from scaling_lab.cost.points import PRECISIONS, REMATS, SCHEDULES, STACKS, Points
 from scaling_lab.hardware import Chip, chip
+from scaling_lab.layouts import Layout
 
 #: Bytes of optimizer state of one parameter, in float32; there is no master copy.
-_STATE_BYTES = {"adamw": 8.0, "lion": 4.0, "muon": 4.0, "adafactor": 0.1}
+STATE_BYTES = {"adamw": 8.0, "lion": 4.0, "muon": 4.0, "adafactor": 0.1}
 
 
 def points_of(configs: Sequence[RunConfig], local: Chip | None = None) -> Points:
@@ -28,7 +30,26 @@ def points_of(configs: Sequence[RunConfig], local: Chip | None = None) -> Points
     Raises:
       ValueError: no config at all.
     """
-    return Points.concat([Points(**_columns(config, local)) for config in configs])
+    return Points.concat([_point(config, local) for config in configs])
+
+
+def _point(config: RunConfig, local: Chip | None) -> Points:
+    point = Points(**_columns(config, local))
+    try:
+        kept = activations.kept_bytes(point, config.remat)
+    except ValueError:  # a policy that says what is dropped
+        return point
+    return point.replace(kept=kept / activations.whole_bytes(point))
+
+
+def _zero(layout: Layout) -> int:
+    """Which of ZeRO's stages the tables are."""
+    rests, reduced, state = (
+        layout.spec(kind, "DF") for kind in ("params", "grads", "optimizer")
+    )
+    if state == rests:
+        return 3 if layout.mesh.get("fsdp", 1) > 1 else 0
+    return 1 if reduced == rests else 2
 
 
 def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
@@ -36,7 +57,6 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
     found = config.parsed_target().chip or local or chip("cpu")
     mesh = {axis: layout.mesh.get(axis, 1) for axis in ("data", "fsdp", "tensor")}
     replicas = mesh["data"] * mesh["fsdp"]
-    optimizer = layout.spec("optimizer", "DF") != layout.spec("params", "DF")
     kinds = {"none": "none", "full": "full"}
     kind = config.remat.partition(":")[0]
     devices = layout.devices
@@ -48,7 +68,7 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
         "seq_len": config.length,
         "global_batch_tokens": config.tokens_per_step,
         "microbatch_seqs": config.batch / config.accumulate / replicas,
-        "zero_stage": 3.0 if mesh["fsdp"] > 1 and not optimizer else float(optimizer),
+        "zero_stage": _zero(layout),
         "sequence_parallel": float("T" in dict(layout.acts.get("BTD") or {})),
         "stage": 1,
         "virtual_stages": 1,
@@ -62,7 +82,7 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
         "stack": STACKS.index("xla"),
         "param_bytes": 4.0,
         "grad_bytes": 4.0,
-        "optimizer_bytes": _STATE_BYTES[config.optimizer.name],
+        "optimizer_bytes": STATE_BYTES[config.optimizer.name],
         "remat": REMATS.index(kinds.get(kind, "selective")),
         "recompute": _again(config),
         "kept": 1.0 if kind == "none" else 1.0 - 0.9 * _again(config),

@@ -2,9 +2,11 @@
 
 `run_here` runs a config in this process; `sweep` runs many, each in a process of its
 own, resumes where it stopped, and never lets one failure end the rest; `run_training`
-is a long run with evaluation, checkpoints and a sample.
+is a long run with evaluation, checkpoints and a sample; `compile_run` runs nothing and
+asks the target's compiler.
 """
 
+from scaling_lab.sweep.compiling import compile_run
 from scaling_lab.sweep.driver import Summary, sweep
 from scaling_lab.sweep.grid import estimate_seconds, grid
 from scaling_lab.sweep.long_run import LongRun, Trained, run_training
@@ -14,6 +16,7 @@ __all__ = [
     "LongRun",
     "Summary",
     "Trained",
+    "compile_run",
     "estimate_seconds",
     "grid",
     "run_here",

@@ -96,16 +96,26 @@ def sweep(
 def _run(
     config: RunConfig, timeout: float | None, cache_dir: Any, watch: Watcher
 ) -> RunRecord:
-    """One run in its process; how it ended is the record's status."""
+    """One run of a sweep; how it ended is the record's status."""
     try:
         check_legal(config)
     except IllegalLayout as error:
         return _failure(config, "illegal", str(error))
     except Exception as error:  # whatever it is, the other runs go on
         return _failure(config, "illegal", f"{type(error).__name__}: {error}")
+    return run_alone(config, worker.Job(cache_dir), timeout, watch)
+
+
+def run_alone(
+    config: RunConfig,
+    job: worker.Job,
+    timeout: float | None = None,
+    watch: Watcher = lambda *_: None,
+) -> RunRecord:
+    """A config's job in a process of its own; how it ended is the record's status."""
     deadline = time.monotonic() + timeout if timeout else None
     with tempfile.TemporaryFile("w+", errors="replace") as stderr:
-        process = worker.start(config, cache_dir, stderr)
+        process = worker.start(config, job, stderr)
         found: RunRecord | None = None
         last = "starting"
         try:

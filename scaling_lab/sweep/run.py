@@ -105,8 +105,8 @@ def check_machine(config: RunConfig) -> None:
         raise ValueError(
             f"target {config.target} is not this machine, which has "
             f"{jax.device_count()} device(s) of kind {kind!r}; run here with --target "
-            f"local or --target cpu:8, or look at that machine with "
-            f"`scaling-lab explain --target {config.target}`"
+            f"local or --target cpu:8, or ask about that machine with "
+            f"`scaling-lab explain --target {config.target}` or `scaling-lab compile`"
         )
 
 

@@ -28,6 +28,9 @@ Array = jax.Array
 #: Deeper stacks are scanned even where unrolling is faster: compile time grows.
 UNROLL_UP_TO = 16
 
+#: The arrays of a batch, each (B, T) int32.
+BATCH = ("tokens_BT", "targets_BT", "positions_BT", "segments_BT")
+
 
 class Program(NamedTuple):
     """A run made ready: where things live, how state begins, and the jitted step."""
@@ -44,6 +47,21 @@ class Program(NamedTuple):
         sharding = self.place.sharding("acts", "BT")
         return {key: jax.device_put(value, sharding) for key, value in batch.items()}
 
+    def abstract_arguments(self) -> tuple[TrainState, dict[str, jax.ShapeDtypeStruct]]:
+        """What the step takes, as shapes that know where they live; nothing is made."""
+        state = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=sharding
+            ),
+            jax.eval_shape(self.init),
+            self.shardings,
+        )
+        shape = (self.config.batch, self.config.length)
+        leaf = jax.ShapeDtypeStruct(
+            shape, jnp.int32, sharding=_rests(self.place, "acts", "BT")
+        )
+        return state, dict.fromkeys(BATCH, leaf)
+
 
 def make_placement(config: RunConfig, devices: Any = None) -> Placement:
     """The config's layout bound to its mesh.
@@ -56,7 +74,8 @@ def make_placement(config: RunConfig, devices: Any = None) -> Placement:
     layout = config.placed_layout
     one = layout.devices == 1
     cls = ExplicitPlacement if explicit and not one else Placement
-    on_cpu = jax.default_backend() == "cpu"
+    # Devices that are handed in may belong to another machine than this process's.
+    on_cpu = (jax.devices() if devices is None else devices)[0].platform == "cpu"
     short = config.model.L <= UNROLL_UP_TO
     unroll = config.stack == "unroll" or (
         config.stack == "auto"
@@ -76,7 +95,9 @@ def make_placement(config: RunConfig, devices: Any = None) -> Placement:
     return cls(
         **habits,
         layout=layout,
-        mesh=None if one else layouts.make_mesh(layout, devices, kind),
+        mesh=None
+        if one and devices is None
+        else layouts.make_mesh(layout, devices, kind),
         compute=jnp.dtype(config.precision),
         remat=config.remat,
         unroll=unroll,
