@@ -11,14 +11,16 @@ from scaling_lab.cost.shapes import Column, Shapes, is_remat
 #: Passes of two bytes over a token's vector in one block, fused: two norms, two
 #: residuals, and what the products read and write again.
 _WIDTH_PASSES, _GATE_PASSES, _HEAD_PASSES = 12.0, 3.0, 4.0
-_SCORE_PASSES, _ROUTE_PASSES, _LOGIT_BYTES = 12.0, 12.0, 20.0
+_SCORE_PASSES, _ROUTE_PASSES, _LOGIT_BYTES = 4.0, 8.0, 20.0
+#: Casts of a product's operands by precision: blocks of MXFP8 are scaled along rows
+#: and along columns, NVFP4 is rotated besides.
+_CASTS = np.array(
+    [{"float8": 1.0, "int8": 1.0, "mxfp8": 2.2, "nvfp4": 3.0}.get(n, 0.0) for n in PRECISIONS]
+)
+#: Width of a head whose products take as long as its exponentials.
+_EXPONENTIAL = 64.0
 #: Bytes an optimizer reads and writes for each parameter: state, master and gradient.
 _UPDATE_BYTES = 28.0
-
-
-def low_precision(p: Points) -> Column:
-    """Where products run in eight bits or fewer."""
-    return p.precision >= PRECISIONS.index("float8")
 
 
 class Arithmetic:
@@ -85,9 +87,13 @@ class Arithmetic:
         heads = p.n_heads / p.tensor
         flops = 4 * s.tokens * s.score_tokens * heads * p.head_dim
         fused = flops / (p.bf16_flops_per_second * self._of("attention"))
+        # A score costs an exponential whatever the head's width.
+        fused = fused * (1 + _EXPONENTIAL / p.head_dim) / (1 + _EXPONENTIAL / 128)
         if np.all(p.flash > 0):
             return fused
-        passed = s.tokens * heads * p.seq_len * 2 * _SCORE_PASSES * self._of("scores")
+        local = np.where(p.window > 0, np.minimum(2 * p.window, p.seq_len), p.seq_len)
+        seen = p.seq_len + p.window_share * (local - p.seq_len)
+        passed = s.tokens * heads * seen * 2 * _SCORE_PASSES * self._of("scores")
         plain = 2 * flops / self.rate_16 + passed / self.memory
         return np.where(p.flash > 0, fused, plain)
 
@@ -105,8 +111,8 @@ class Arithmetic:
         ) * self._of("passes")
         routed = moe * p.top_k * p.d_model * _ROUTE_PASSES / p.tensor
         numbers = numbers + routed * self._of("routing")
-        cast = (p.d_model * 2 + (inner + width * 2) / p.tensor) * 2 * self._of("casts")
-        numbers = numbers + np.where(low_precision(p), cast, 0.0)
+        cast = (2 * p.d_model + (inner + 1.5 * width) / p.tensor) * self._of("casts")
+        numbers = numbers + cast * _CASTS[p.precision.astype(int)]
         return 3 * 2 * s.tokens * numbers / self.memory
 
     def head(self) -> Column:
@@ -124,8 +130,10 @@ class Arithmetic:
         """What recomputation adds, as a multiple of forward plus backward."""
         share = self.s.recompute
         selective = is_remat(self.p, "selective")
+        follows = np.maximum(share > 0, selective) * 1.0
+        told = self.p.scores_again
         return {
             "products": share / 3,
-            "scores": np.maximum(share, selective * 1.0),
+            "scores": np.where(np.isnan(told), follows, told),
             "elementwise": share / 3,
         }

@@ -125,7 +125,8 @@ def _terms(points: Points, start: Calibration | None) -> list[_Term]:
             for label in sorted(set(labels)):
                 key = f"{name}@{level}:{label}"
                 mask = (np.asarray(labels)[inverse] == label).astype(float)
-                terms.append(_Term(key, name, known.get(key, 0.0), spread, mask))
+                centre = known.get(key, prior.centre(f"{level}:{label}"))
+                terms.append(_Term(key, name, centre, spread, mask))
     return terms
 
 

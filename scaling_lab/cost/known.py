@@ -28,6 +28,7 @@ class Known:
       gated: whether the feed-forward has a gate.
       tied: whether embedding and head are one matrix.
       vocab: vocabulary.
+      sinks: whether scores have learned sinks.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Known:
     gated: bool | None = None
     tied: bool | None = None
     vocab: int | None = None
+    sinks: bool = False
 
 
 def latent(
@@ -119,10 +121,10 @@ MODELS = (
         head_dim=64,
         window=128,
         window_share=0.5,
-        gated=True,
+        gated=True, sinks=True,
     ),
     Known(
-        r"gptoss20b", 32, 4, 2880, head_dim=64, window=128, window_share=0.5, gated=True
+        r"gptoss20b", 32, 4, 2880, head_dim=64, window=128, window_share=0.5, gated=True, sinks=True
     ),
     Known(r"qwen3.*30ba3b.*", 128, 8, 768, head_dim=128, kv_heads=4, gated=True),
     Known(r"qwen3.*235ba22b.*", 128, 8, 1536, head_dim=128, kv_heads=4, gated=True),

@@ -23,6 +23,8 @@ from scaling_lab.cost.shapes import (
 
 #: How sharply overlapped times take the larger: 1 would add, infinity take the maximum.
 _OVERLAP = 3.0
+#: Share of keys and values passed round that is waited for though attention covers it.
+_CHUNKED = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,23 +148,27 @@ def parts_of(p: Points, eff: Calibration) -> Parts:
 
     forwards = 2 + s.recompute
     tensor = wires.tensor() * forwards * eff.of("tensor_exposed", p)
-    tensor = tensor * np.where(p.overlap > 0, 0.5, 1.0)
+    tensor = tensor * np.where(p.overlap > 0, 0.4, 1.0)
     experts = moe * wires.experts() * forwards * eff.of("expert_exposed", p)
     busy = products + scores + memory
-    context = _beside(scores, wires.context() * 3) - scores
+    rotated = wires.context() * 3
+    context = _beside(scores, rotated) - scores + _CHUNKED * rotated
     hidden = busy + tensor + experts + context
     held = held_by(p, s)
     gathered = wires.fsdp(held / p.layers)
     traffic = gathered * np.where(p.zero_stage >= 3, 2 + p.grad_bytes / 2, 0)
     fsdp = _beside(hidden, traffic) - hidden
     layer = hidden + fsdp
-    launch = eff.of("launch", p) * (1 + s.recompute / 3)
+    routed_launch = 1 + moe * (eff.of("routed_launch", p) - 1)
+    launch = eff.of("launch", p) * routed_launch * (1 + s.recompute / 3)
     launched = _beside(layer, launch) - layer
 
     total = p.layers * (layer + launched) + head
     times, bubble = _pipeline(p, s, total, layer + launched, head)
     blocks = times * p.layers / p.stage
-    stages = wires.stages() * 2 * p.virtual_stages * times
+    # With pieces to interleave, what is handed on travels beside another's work.
+    waited = np.where(p.virtual_stages > 1, 0.3, 1.0)
+    stages = wires.stages() * 2 * p.virtual_stages * times * waited
     updated = held / np.where(p.zero_stage >= 3, p.fsdp, 1)
     data = wires.gradients(updated) * eff.of("data_exposed", p)
     owned = updated / np.where(p.zero_stage >= 1, p.data, 1)

@@ -153,6 +153,7 @@ class Row:
             self.say(f"{precision} on {found.name} priced at its 16-bit peak")
         per = found.devices_per_chip
         placed = layout(self, machine["devices"], per)
+        placed["stack"] = STACKS.index(self.stack())
         return {
             **shape,
             **placed,
@@ -161,10 +162,7 @@ class Row:
             "precision": PRECISIONS.index(precision),
             "flops_per_second": peak / per,
             "bf16_flops_per_second": wide / per,
-            "stack": STACKS.index(self.stack()),
-            "overlap": float(
-                any(w in self.text("technique").lower() for w in ("async", "overlap"))
-            ),
+            "overlap": float(self.overlap()),
             "flash": float(self.flash(found)),
             "schedule": SCHEDULES.index(self.schedule()),
             **self.widths(precision),
@@ -210,12 +208,25 @@ class Row:
         self.say("software not recognised: priced as the average one")
         return "unknown"
 
+    def overlap(self) -> bool:
+        """Whether tensor-parallel communication is said to overlap, or does so."""
+        words = self.text("technique").lower()
+        if any(w in words for w in ("async", "overlap")):
+            return True
+        bridge = "bridge" in self.text("framework").lower()
+        if bridge and self.size("tensor") > 1:
+            self.say("tensor-parallel communication overlapped, as its recipes have it")
+        return bridge
+
     def flash(self, found: Chip) -> bool:
         """Whether attention is fused; before 2022 it was not."""
         text = f"{self.text('framework')} {self.text('remat')}".lower()
         old = found.name == "v100" or "(2022)" in text or "megatron+deepspeed" in text
         if old or "core attention" in text:
             self.say("attention not fused: the software is older than it")
+            return False
+        if self.known.sinks:
+            self.say("attention not fused: it has sinks, which fused kernels lacked")
             return False
         return True
 
