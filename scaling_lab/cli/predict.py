@@ -148,7 +148,8 @@ def calibrate(
         found = calibrating.from_table(records, start)
     else:
         found = calibrating.from_records(records, start)
-    calibrations.write(out, found.fit, f"{records.name}: {found.what}", found.rows)
+    made = f"{records.name}: {found.what}"
+    calibrations.write(out, found.fit, found.half_width, made, found.rows)
     residuals = np.abs(np.expm1(found.fit.residuals))
     Console(stderr=True, highlight=False).print(
         f"{len(found.rows)} rows, median error of the fit {np.median(residuals):.1%}: "

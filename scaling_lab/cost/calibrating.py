@@ -12,18 +12,22 @@ from scaling_lab import record
 from scaling_lab.config import RunConfig
 from scaling_lab.cost import calibrations
 from scaling_lab.cost.efficiencies import Calibration
-from scaling_lab.cost.fit import Fit, fit
+from scaling_lab.cost.fit import Fit, fit, half_width, held_out
 from scaling_lab.cost.points import Points
 from scaling_lab.cost.published import read_rows
 from scaling_lab.cost.runs import points_of
 from scaling_lab.hardware import chip_for
 
+#: Parts that rows of one source are left out in.
+_FOLDS = 5
+
 
 @dataclasses.dataclass(frozen=True)
 class Calibrated:
-    """A fit, the names of its rows, and what they are."""
+    """A fit, its interval, the names of its rows, and what they are."""
 
     fit: Fit
+    half_width: float
     rows: list[str]
     what: str
 
@@ -45,9 +49,13 @@ def from_table(path: str | Path, start: Calibration | None = None) -> Calibrated
         raise ValueError(f"no row of {path} can be read: {rows.reasons[0]}")
     table = table.iloc[rows.index]
     sources = np.array([repository(str(source)) for source in table.source])
-    found = fit(rows.points, table.step_seconds.to_numpy(), sources, start)
+    seconds = table.step_seconds.to_numpy(float)
+    found = fit(rows.points, seconds, sources, start)
+    groups = sources if len(set(sources)) > 1 else np.arange(len(seconds)) % _FOLDS
+    left = held_out(rows.points, seconds, groups, start, sources=sources)
+    width = half_width(rows.points, seconds, left, sources)
     names = [str(name) for name in table.run]
-    return Calibrated(found, names, f"{len(set(sources))} sources")
+    return Calibrated(found, width, names, f"{len(set(sources))} sources")
 
 
 def from_records(path: str | Path, start: Calibration | None = None) -> Calibrated:
@@ -60,8 +68,13 @@ def from_records(path: str | Path, start: Calibration | None = None) -> Calibrat
     if not kept:
         raise ValueError(f"no record of {path} has a measured step time")
     seconds = np.array([seconds_of(r) for r in kept], float)
-    found = fit(points_of_records(kept), seconds, start=start or calibrations.frozen())
-    return Calibrated(found, [r.id for r in kept], "measured here")
+    points, start = points_of_records(kept), start or calibrations.frozen()
+    found = fit(points, seconds, start=start)
+    width = start.half_width
+    if len(kept) > 1:
+        folds = np.arange(len(kept)) % min(_FOLDS, len(kept))
+        width = half_width(points, seconds, held_out(points, seconds, folds, start))
+    return Calibrated(found, width, [r.id for r in kept], "measured here")
 
 
 def points_of_records(records: list[record.RunRecord]) -> Points:

@@ -43,6 +43,7 @@ def read(path: str | Path) -> Calibration:
                 f"{SCHEMA}; upgrade scaling_lab"
             )
         logs = {row["name"]: math.log(row["value"]) for row in data["efficiencies"]}
+        width = float(data["half_width"])
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{path} is no calibration ({error!r}); `scaling-lab calibrate` writes one"
@@ -53,13 +54,16 @@ def read(path: str | Path) -> Calibration:
                 f"{path}: no efficiency is called {name!r}; they are "
                 f"{', '.join(PRIORS)}"
             )
-    return Calibration(logs)
+    return Calibration(logs, width)
 
 
-def write(path: str | Path, fit: Fit, made_from: str, rows: Sequence[str]) -> None:
+def write(
+    path: str | Path, fit: Fit, width: float, made_from: str, rows: Sequence[str]
+) -> None:
     """Writes a fit, whole or not at all.
 
     Args:
+      width: half of an 80 % interval, in the logarithm (`fit.half_width`).
       made_from: where the rows come from, in words.
       rows: their names, in the order they were fitted in.
     """
@@ -68,6 +72,7 @@ def write(path: str | Path, fit: Fit, made_from: str, rows: Sequence[str]) -> No
         {
             "schema": SCHEMA,
             "made_from": made_from,
+            "half_width": _digits(width),
             "rows": list(rows),
             "meaning": {name: prior.says for name, prior in PRIORS.items()},
             "efficiencies": [line for line in table if line is not None],

@@ -15,7 +15,10 @@ _SCORE_PASSES, _ROUTE_PASSES, _LOGIT_BYTES = 4.0, 8.0, 20.0
 #: Casts of a product's operands by precision: blocks of MXFP8 are scaled along rows
 #: and along columns, NVFP4 is rotated besides.
 _CASTS = np.array(
-    [{"float8": 1.0, "int8": 1.0, "mxfp8": 2.2, "nvfp4": 3.0}.get(n, 0.0) for n in PRECISIONS]
+    [
+        {"float8": 1.0, "int8": 1.0, "mxfp8": 2.2, "nvfp4": 3.0}.get(n, 0.0)
+        for n in PRECISIONS
+    ]
 )
 #: Width of a head whose products take as long as its exponentials.
 _EXPONENTIAL = 64.0

@@ -89,7 +89,9 @@ PRIORS: dict[str, Prior] = {
         {"stack": 0.3},
         "passes over memory of norms, gates and residuals, against fused ones",
     ),
-    "scores": Prior(1.0, 0.3, {}, "passes over unfused attention scores, against 4 forward"),
+    "scores": Prior(
+        1.0, 0.3, {}, "passes over unfused attention scores, against 4 forward"
+    ),
     "link": Prior(0.7, 0.1, {"family": 0.2}, "share of the scale-up links' rate"),
     "network": Prior(0.6, 0.15, {"family": 0.3}, "share of the network's rate"),
     "tensor_exposed": Prior(
@@ -165,14 +167,17 @@ class Calibration:
     def __init__(
         self,
         logs: Mapping[str, float] | None = None,
+        half_width: float = 0.25,
         nudge: tuple[str, float] | None = None,
     ) -> None:
         self.logs = dict(logs or {})
+        #: Half of a dense run's 80 % interval, in the logarithm of its step.
+        self.half_width = half_width
         self._nudge = nudge or ("", 0.0)
 
     def nudged(self, name: str, by: float) -> Calibration:
         """The same with one efficiency's logarithm moved, for every point alike."""
-        return Calibration(self.logs, (name, by))
+        return Calibration(self.logs, self.half_width, (name, by))
 
     def of(self, name: str, points: Points) -> np.ndarray:
         """An efficiency, one value a point."""

@@ -23,6 +23,8 @@ from scaling_lab.cost.shapes import (
 
 #: How sharply overlapped times take the larger: 1 would add, infinity take the maximum.
 _OVERLAP = 3.0
+#: Routing, its kernels and its launches differ more between programs than the rest.
+_EXPERTS_VARY = 1.35
 #: Share of keys and values passed round that is waited for though attention covers it.
 _CHUNKED = 0.25
 
@@ -113,12 +115,13 @@ def predict(points: Points, calibration: Calibration | None = None) -> Predictio
     eff = calibration or calibrations.frozen()
     parts = parts_of(points, eff)
     step = parts.step
+    spread = np.exp(eff.half_width * unsure(points))
     flops = model_flops(points)
     peak = points.bf16_flops_per_second * points.devices
     return Prediction(
         step_seconds=step,
-        low_seconds=step * 0.8,
-        high_seconds=step * 1.25,
+        low_seconds=step / spread,
+        high_seconds=step * spread,
         compute_seconds=parts.products * parts.scale,
         attention_seconds=parts.scores * parts.scale,
         memory_seconds=parts.memory * parts.scale,
@@ -130,6 +133,11 @@ def predict(points: Points, calibration: Calibration | None = None) -> Predictio
         mfu_causal=flops / peak / step,
         hbm_bytes=memory(points).hbm_bytes,
     )
+
+
+def unsure(points: Points) -> Column:
+    """How much wider than a dense run's a point's interval is: experts vary more."""
+    return np.where(points.n_experts > 0, _EXPERTS_VARY, 1.0)
 
 
 def parts_of(p: Points, eff: Calibration) -> Parts:
