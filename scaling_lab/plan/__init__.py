@@ -4,6 +4,7 @@
 largest batch, a budget of chip-hours.
 """
 
+from scaling_lab.plan import reasons as reasons
 from scaling_lab.plan import sizes as sizes
 from scaling_lab.plan.answer import Choice, Plan, plan
 from scaling_lab.plan.confirm import config_of, confirm
