@@ -129,7 +129,7 @@ def pairs(
 
 
 def vtrain(path: Path) -> dict[str, float]:
-    """Mean errors on one of vTrain's tables: as frozen, models and machines left out."""
+    """Mean errors on one of vTrain's tables: frozen, models and machines left out."""
     table = vtrain_table(path)
     points = read_rows(table).points
     assert points is not None

@@ -18,6 +18,8 @@ from scaling_lab.cost.published import read_rows
 from scaling_lab.cost.runs import points_of
 from scaling_lab.hardware import chip_for
 
+#: How much further than between published runs one's own efficiencies may go.
+_OWN = 3.0
 #: Parts that rows of one source are left out in.
 _FOLDS = 5
 
@@ -69,11 +71,13 @@ def from_records(path: str | Path, start: Calibration | None = None) -> Calibrat
         raise ValueError(f"no record of {path} has a measured step time")
     seconds = np.array([seconds_of(r) for r in kept], float)
     points, start = points_of_records(kept), start or calibrations.frozen()
-    found = fit(points, seconds, start=start)
+    found = fit(points, seconds, start=start, tight=_OWN)
     width = start.half_width
     if len(kept) > 1:
         folds = np.arange(len(kept)) % min(_FOLDS, len(kept))
-        width = half_width(points, seconds, held_out(points, seconds, folds, start))
+        width = half_width(
+            points, seconds, held_out(points, seconds, folds, start, _OWN)
+        )
     return Calibrated(found, width, [r.id for r in kept], "measured here")
 
 

@@ -38,7 +38,7 @@ class Arithmetic:
         kept = np.where(gain > 1, gain ** self._of("low_precision"), gain)
         self.rate_16 = points.bf16_flops_per_second * wide
         self.rate = self.rate_16 * kept
-        self.memory = points.hbm_bytes_per_second * 0.85
+        self.memory = points.hbm_bytes_per_second * self._of("memory")
         #: Wider chips need larger products to fill them.
         self.tile = self.tile * points.bf16_flops_per_second / 9.89e14
 

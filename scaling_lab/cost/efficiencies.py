@@ -83,6 +83,14 @@ PRIORS: dict[str, Prior] = {
         {"chip": 0.15, "stack": 0.15},
         "share of the 16-bit peak that fused attention reaches",
     ),
+    "memory": Prior(
+        0.85,
+        0.05,
+        {"chip": 0.05},
+        "share of the memory's rate that streaming reaches",
+        # AI-Hypercomputer/tpu-recipes, microbenchmark of a copy.
+        {"chip:tpu-v6e": 0.83},
+    ),
     "passes": Prior(
         1.0,
         0.15,
@@ -118,13 +126,13 @@ PRIORS: dict[str, Prior] = {
         5.0, 0.3, {"stack": 0.5}, "the same of a block with experts, over a dense one's"
     ),
     "experts": Prior(
-        0.7,
-        0.15,
-        {"stack": 0.2, "family": 0.1},
+        0.8,
+        0.07,
+        {"stack": 0.25, "family": 0.1},
         "share of a dense product's rate that grouped expert products reach",
     ),
     "routing": Prior(
-        1.0, 0.2, {"stack": 0.3}, "passes over memory of routing, against 8"
+        1.0, 0.1, {"stack": 0.3}, "passes over memory of routing, against 8"
     ),
     "casts": Prior(
         1.0, 0.2, {"stack": 0.3}, "passes over memory of casts to low precision"
