@@ -25,16 +25,21 @@ if TYPE_CHECKING:
     from scaling_lab.models import size as model
     from scaling_lab.studies import frame as records
     from scaling_lab.studies import report as report
+    from scaling_lab.sweep import compile_run as compile_run
+    from scaling_lab.sweep import compile_step as compile_step
     from scaling_lab.sweep import grid as grid
     from scaling_lab.sweep import run_here as run
     from scaling_lab.sweep import run_training as run_training
     from scaling_lab.sweep import sweep as run_sweep
+    from scaling_lab.sweep import target_mesh as target_mesh
 
 #: Public name -> (room, name there). Imported when first used, so that records can be
 #: read and reports written without jax.
 _DOOR = {
     "Layout": ("layouts", "Layout"),
     "RunConfig": ("config", "RunConfig"),
+    "compile_run": ("sweep", "compile_run"),
+    "compile_step": ("sweep", "compile_step"),
     "configure": ("config", "configure"),
     "explain": ("cost", "explain"),
     "grid": ("sweep", "grid"),
@@ -45,11 +50,14 @@ _DOOR = {
     "run": ("sweep", "run_here"),
     "run_sweep": ("sweep", "sweep"),
     "run_training": ("sweep", "run_training"),
+    "target_mesh": ("sweep", "target_mesh"),
 }
 
 __all__ = [
     "Layout",
     "RunConfig",
+    "compile_run",
+    "compile_step",
     "configure",
     "explain",
     "grid",
@@ -60,6 +68,7 @@ __all__ = [
     "run",
     "run_sweep",
     "run_training",
+    "target_mesh",
 ]
 
 

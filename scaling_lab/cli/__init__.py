@@ -8,7 +8,7 @@ import warnings
 
 from rich.console import Console
 
-from scaling_lab.cli import compile, plan, predict, show, sweep, train
+from scaling_lab.cli import compile, diff, plan, predict, show, sweep, train
 
 VERBS = {
     "train": train.train,
@@ -17,6 +17,7 @@ VERBS = {
     "records": show.records,
     "report": show.report,
     "explain": show.explain,
+    "diff": diff.diff,
     "predict": predict.predict,
     "plan": plan.plan,
     "calibrate": predict.calibrate,

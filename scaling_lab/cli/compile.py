@@ -94,9 +94,10 @@ def show(found: Any, say: Console) -> None:
     if found.status != "ok":
         say.print(f"[red]{found.status}[/]", end=" ")
         say.print(str(found.reason), markup=False, soft_wrap=True)
-    for row in column.get("largest_buffers", [])[:5]:
-        where = row["op_name"] or row["source"] or "?"
-        say.print(f"  {size(row['bytes']):>12}  {where}", markup=False, soft_wrap=True)
+    for row in _largest(found.status, column):
+        words_ = (row["shape"], row.get("verb") or row["op_name"], row["source"])
+        line = "  ".join([f"{size(row['bytes']):>12}", *filter(None, words_)])
+        say.print(line, markup=False, soft_wrap=True)
     if not column:
         return
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -113,8 +114,18 @@ def show(found: Any, say: Console) -> None:
     _show_collectives(column, say)
 
 
+def _largest(status: str, column: dict[str, Any]) -> list[dict[str, Any]]:
+    """The buffers to show: where memory was the trouble, those it went to."""
+    return column.get("largest_buffers", [])[:6] if status == "oom" else []
+
+
 def _show_collectives(column: dict[str, Any], say: Console) -> None:
-    rows, links = column.get("collectives") or [], column.get("links") or {}
+    rows: dict[tuple[str, str, str], list[int]] = {}
+    for row in column.get("collectives") or []:
+        over = "×".join(row["axes"])
+        sums = rows.setdefault((row["kind"], over, row.get("link") or ""), [0, 0])
+        sums[0] += row["count"]
+        sums[1] += row["bytes"]
     if not rows:
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -122,15 +133,8 @@ def _show_collectives(column: dict[str, Any], say: Console) -> None:
         table.add_column(heading)
     for heading in ("times", "bytes a device"):
         table.add_column(heading, justify="right")
-    for row in rows:
-        networks = dict.fromkeys(links.get(axis, "?") for axis in row["axes"])
-        table.add_row(
-            row["kind"],
-            "×".join(row["axes"]),
-            ", ".join(networks),
-            f"{row['count']:,}",
-            size(row["bytes"]),
-        )
+    for words_, (count, moved) in sorted(rows.items(), key=lambda row: -row[1][1]):
+        table.add_row(*words_, f"{count:,}", size(moved))
     say.print()
     say.print(table)
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from scaling_lab.cli import importing
 from scaling_lab.cli.compile import size
+from scaling_lab.cli.compiled import explain_compiled
 from scaling_lab.cli.grammar import Words, local_devices, words
 
 
@@ -87,6 +88,8 @@ def report(
 
 def explain(
     run: Words,  # pyright: ignore[reportInvalidTypeForm]
+    compiled: bool = False,
+    module: Path | None = None,
     json: bool = False,
 ) -> int:
     """Say where every parameter, gradient, optimizer state and activation lives.
@@ -97,8 +100,13 @@ def explain(
         scaling-lab explain --size 70b --target tpu-v5p:8x8x8 \\
             --layout fsdp=64,tensor=8 --batch 512 --length 4096
 
+    With --compiled the target's compiler is asked instead, and what is said is where
+    the time and the bytes of its schedule go, by verb and by mesh axis.
+
     Args:
         run: What to explain.
+        compiled: Read the compiled step's schedule.
+        module: Read it from this file (`compile --module` wrote it; .gz will do).
         json: Print JSON.
     """
     from scaling_lab import cost
@@ -108,6 +116,8 @@ def explain(
     asked = words(run)
     config = configure(**asked, devices=local_devices(asked["target"]))
     check_legal(config)
+    if compiled or module is not None:
+        return explain_compiled(config, module, json, _console())
     explanation = cost.explain(config)
     if json:
         facts = {

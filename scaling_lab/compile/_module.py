@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import re
-from typing import NamedTuple
 
 _LINE = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)")
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
@@ -15,7 +16,8 @@ _CALLEE = re.compile(
 _PARENTHESIS = re.compile(r"[()]")
 
 
-class Instruction(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Instruction:
     """One line: ``%name = shape opcode(operand_text), attributes, config``."""
 
     shape: str
@@ -24,14 +26,24 @@ class Instruction(NamedTuple):
     attributes: str
     config: str
 
-    @property
+    @functools.cached_property
+    def op_name(self) -> str:
+        """The name it was traced under, or ""."""
+        return self.attribute(r'op_name="([^"]*)"').replace("\\'", "'")
+
+    @functools.cached_property
+    def target(self) -> str:
+        """What a custom call calls, or ""."""
+        return self.attribute(r'custom_call_target="([^"]*)"')
+
+    @functools.cached_property
     def operands(self) -> list[str]:
         """The operands' names, without shapes and comments."""
         bare = re.sub(r"/\*.*?\*/|[\[{][^\]}]*[\]}]", "", self.operand_text)
         words = (part.split() for part in bare.split(","))
         return [word[-1].lstrip("%") for word in words if word]
 
-    @property
+    @functools.cached_property
     def callees(self) -> list[str]:
         """The names of the computations it calls."""
         names = ",".join(one or many for one, many in _CALLEE.findall(self.attributes))

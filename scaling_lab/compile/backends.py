@@ -5,7 +5,8 @@ A backend is a file of this folder: ``cpu``, ``gpu`` or ``tpu``. Each offers
 * ``version()``: the compiler's name and version, or `NoCompiler`;
 * ``environment(target)``: variables a process needs before JAX starts;
 * ``devices(target)``: the target's devices, though none of them is here;
-* ``out_of_memory(message)``: the figures of an out-of-memory verdict, or ``None``.
+* ``out_of_memory(message)``: the figures of an out-of-memory verdict, or ``None``;
+* ``refused_module(lowered, options)``: the module that verdict is about, or ``None``.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ class Backend(Protocol):
     def devices(self, target: Target) -> Sequence[Any]: ...
 
     def out_of_memory(self, message: str) -> dict[str, Any] | None: ...
+
+    def refused_module(
+        self, lowered: Any, options: Mapping[str, Any]
+    ) -> str | None: ...
 
 
 def backend_of(target: Target) -> Backend:
@@ -89,9 +94,3 @@ def options(xla_flags: str) -> Options:
         truth = {"true": True, "false": False}
         found[name] = truth.get(value.lower(), value)
     return found
-
-
-def fits(column: Mapping[str, Any]) -> bool | None:
-    """Whether a compiled step fits; ``None`` where memory or peak are not known."""
-    peak, memory = column.get("peak_bytes"), column.get("hbm_bytes")
-    return None if peak is None or memory is None else peak <= memory

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -43,3 +43,8 @@ def devices(target: Target) -> Sequence[Any]:
 def out_of_memory(message: str) -> None:
     """``None``: a host's memory is not the compiler's concern."""
     del message
+
+
+def refused_module(lowered: Any, options: Mapping[str, Any]) -> None:
+    """``None``: it refuses none."""
+    del lowered, options

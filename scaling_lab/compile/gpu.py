@@ -8,7 +8,7 @@ Source: openxla/xla, xla/stream_executor/device_description.proto.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scaling_lab.compile.backends import NoCompiler, installed
@@ -16,8 +16,7 @@ from scaling_lab.hardware import Chip, Target
 
 EXTRA = "gpu-compile"
 PLUGIN = "jax-cuda13-plugin"
-#: The cuDNN that the plugin's own extra brings, at least.
-_CUDNN = "9.10.0"
+_CUDNN = "nvidia-cudnn-cu13"
 _TOOLKIT = "13.0.0"
 
 #: XLA's numbers for the types a matrix unit multiplies, with the rate each has
@@ -64,8 +63,11 @@ def devices(target: Target) -> Sequence[Any]:
             target_config=description(target.chip),
         )
     except Exception as error:  # jaxlib's own class, and what it says is all there is
+        hint = ""
+        if isinstance(error, NotImplementedError):  # JAX has looked for a driver
+            hint = "; start the process with JAX_PLATFORMS=cpu"
         raise NoCompiler(
-            f"target {target.text}: {version()} refuses it: {error}"
+            f"target {target.text}: {version()} refuses it: {error}{hint}"
         ) from error
     return found.devices
 
@@ -75,11 +77,17 @@ def out_of_memory(message: str) -> None:
     del message
 
 
+def refused_module(lowered: Any, options: Mapping[str, Any]) -> None:
+    """``None``: it refuses none."""
+    del lowered, options
+
+
 def description(chip: Chip) -> str:
     """A ``GpuTargetConfigProto`` in text form: one chip as XLA's GPU compiler sees it.
 
     Raises:
       ValueError: the chip has no facts of a GPU.
+      NoCompiler: cuDNN, whose version it names, is not installed.
     """
     facts, bandwidth, cores = chip.gpu, chip.hbm_bytes_per_second, chip.cores_per_chip
     if facts is None or bandwidth is None or cores is None:
@@ -90,6 +98,7 @@ def description(chip: Chip) -> str:
     rate = 2 * cores * 4 * facts.bfloat16_ops_per_clock
     clock = chip.flops_per_second["bfloat16"] / rate / 1e9
     units = _matrix_units(clock, facts.bfloat16_ops_per_clock)
+    cudnn = ".".join(installed(_CUDNN, EXTRA).split(".")[:3])
     return f"""gpu_device_info {{
   threads_per_block_limit: 1024
   threads_per_warp: 32
@@ -124,10 +133,10 @@ def description(chip: Chip) -> str:
   driver_version: "{_TOOLKIT}"
   runtime_version: "{_TOOLKIT}"
   compile_time_toolkit_version: "{_TOOLKIT}"
-  dnn_version: "{_CUDNN}"
+  dnn_version: "{cudnn}"
 }}
 platform_name: "CUDA"
-dnn_version_info {{ {_version_fields(_CUDNN)} }}
+dnn_version_info {{ {_version_fields(cudnn)} }}
 device_description_str: "{facts.name}"
 """
 

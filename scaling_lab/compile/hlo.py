@@ -19,8 +19,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
+from scaling_lab.compile._groups import CROSSES, groups_of, within_slice
+from scaling_lab.compile._groups import UNKNOWN as UNKNOWN
+from scaling_lab.compile._groups import axes_of as axes_of
+from scaling_lab.compile._groups import iota_groups as iota_groups
 from scaling_lab.compile._module import Computation, Instruction, Module
 from scaling_lab.compile._trips import visits
 
@@ -34,18 +36,7 @@ KINDS = (
     "collective-broadcast",
 )
 
-#: The axes of groups that are no product of whole mesh axes.
-UNKNOWN = ("unknown",)
-
 _ARRAY = re.compile(r"\b([a-z]+)(\d*)\w*\[([\d,<=]*)\]")
-_EXPLICIT = re.compile(r"\breplica_groups=\{((?:\{[\d,]*\},?)*)\}")
-_IOTA = re.compile(r"\breplica_groups=(\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?)")
-_MESH = re.compile(
-    r"\breplica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{([^}]*)\}"
-)
-_PAIRS = re.compile(r"\bsource_target_pairs=\{((?:\{\d+,\d+\},?)*)\}")
-
-Groups = list[list[int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,21 +76,14 @@ def collectives(module_text: str, mesh_axes: Mapping[str, int]) -> list[Collecti
         has devices, or replica groups in a form that is not known.
     """
     module = Module(module_text)
-    devices = math.prod(mesh_axes.values())
-    partitions = re.search(r"num_partitions=(\d+)", module_text.partition("\n")[0])
-    if partitions and int(partitions[1]) != devices:
-        raise ValueError(
-            f"the module has {partitions[1]} partitions but the mesh {dict(mesh_axes)} "
-            f"has {devices} devices; pass the mesh that it was compiled for"
-        )
+    inner = within_slice(module_text, mesh_axes)
     found = []
     for visit in visits(module):
-        instruction, computation = visit.instruction, visit.computation
-        kind = _kind(instruction, computation)
-        groups = _groups(instruction, devices) if kind else []
-        axes = axes_of(groups, mesh_axes, pairs=kind == "collective-permute")
-        if kind and axes:
-            size = _bytes(kind, instruction, computation, len(groups[0]))
+        one = of_instruction(
+            visit.instruction, visit.computation, inner, crossing(inner, mesh_axes)
+        )
+        if one is not None:
+            kind, axes, size = one
             found.append(
                 Collective(
                     kind=kind,
@@ -107,12 +91,43 @@ def collectives(module_text: str, mesh_axes: Mapping[str, int]) -> list[Collecti
                     count=visit.count,
                     bytes=size * visit.count,
                     op_name=visit.op_name,
-                    source=module.source(instruction),
+                    source=module.source(visit.instruction),
                     loop=visit.loop,
                     trip_count_known=visit.known,
                 )
             )
     return found
+
+
+def crossing(inner: Mapping[str, int], mesh_axes: Mapping[str, int]) -> tuple[str, ...]:
+    """The axes that cross slices: those that are smaller inside one."""
+    return tuple(axis for axis in mesh_axes if inner[axis] < mesh_axes[axis])
+
+
+def of_instruction(
+    instruction: Instruction,
+    computation: Computation,
+    inner: Mapping[str, int],
+    across: tuple[str, ...] = (),
+) -> tuple[str, tuple[str, ...], int] | None:
+    """Kind, axes and bytes of one execution; `None` where nothing is moved.
+
+    Args:
+      inner: the mesh that partitions number (see `within_slice`).
+      across: the axes that cross slices.
+    """
+    if instruction.opcode == "send" and CROSSES in instruction.attributes:
+        kind = instruction.attribute(CROSSES + r'"(\w+)"').lower().replace("_", "-")
+        size = shape_bytes(computation[instruction.operands[0]].shape)
+        return kind, across, size
+    kind = _kind(instruction, computation)
+    if kind is None:
+        return None
+    groups = groups_of(instruction, math.prod(inner.values()))
+    axes = axes_of(groups, inner, pairs=kind == "collective-permute")
+    if not axes:
+        return None
+    return kind, axes, _bytes(kind, instruction, computation, len(groups[0]))
 
 
 def by_kind_and_axis(found: Iterable[Collective]) -> list[dict[str, Any]]:
@@ -125,118 +140,6 @@ def by_kind_and_axis(found: Iterable[Collective]) -> list[dict[str, Any]]:
         {"kind": kind, "axes": list(axes), "count": count, "bytes": size}
         for (kind, axes), (count, size) in sorted(rows.items())
     ]
-
-
-def axes_of(
-    groups: Groups, mesh_axes: Mapping[str, int], *, pairs: bool = False
-) -> tuple[str, ...]:
-    """The mesh axes along which groups of partitions run, in mesh order.
-
-    Args:
-      groups: partition numbers that work together, or (source, target) `pairs`.
-      mesh_axes: axis name to size, in the order of the mesh's device array.
-      pairs: whether it is enough that sources and targets differ along the axes;
-        otherwise the groups must be all the lines, planes, … of those axes.
-
-    Returns:
-      Nothing where no group has two devices, `UNKNOWN` where no axes fit.
-
-    Raises:
-      ValueError: a partition that the mesh does not have.
-    """
-    sizes = tuple(mesh_axes.values())
-    highest = max((max(group) for group in groups if group), default=0)
-    if highest >= math.prod(sizes):
-        raise ValueError(
-            f"a collective names partition {highest}, but the mesh {dict(mesh_axes)} "
-            f"has {math.prod(sizes)} devices; pass the mesh that it was compiled for"
-        )
-    varies = np.zeros(len(sizes), dtype=bool)
-    for group in groups:
-        places = np.stack(np.unravel_index(np.array(group, dtype=int), sizes))
-        varies |= (places != places[:, :1]).any(axis=1)
-    axes = tuple(name for name, moves in zip(mesh_axes, varies, strict=True) if moves)
-    if pairs or not axes:
-        return axes
-    ids = np.arange(math.prod(sizes)).reshape(sizes)
-    last = np.concatenate([np.flatnonzero(~varies), np.flatnonzero(varies)])
-    width = math.prod(mesh_axes[name] for name in axes)
-    whole = ids.transpose(last).reshape(-1, width).tolist()
-    return (
-        axes if set(map(frozenset, groups)) == set(map(frozenset, whole)) else UNKNOWN
-    )
-
-
-def iota_groups(text: str) -> Groups:
-    """The groups written ``[groups,size]<=[dims]T(order)``: an iota, transposed.
-
-    Raises:
-      ValueError: the text is something else.
-    """
-    match = re.fullmatch(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
-    if not match:
-        raise ValueError(f"not iota replica groups: {text!r}; as in '[4,2]<=[8]'")
-    shape, dims = _integers(match[1]), _integers(match[2])
-    order = _integers(match[3]) if match[3] else range(len(dims))
-    ids = np.arange(math.prod(dims)).reshape(dims).transpose(list(order))
-    return ids.reshape(shape[0], -1).tolist()
-
-
-def _mesh_groups(axes_text: str, ids_text: str | None, grouped_text: str) -> Groups:
-    """The groups written ``mesh['a'=2,'b'=4] {'b'}``; ``'b':(2)2`` is part of an axis.
-
-    A part ``'b':(before)size`` is the middle of b, split as before x size x rest.
-    """
-    axes = re.findall(r"'?([^',=]+)'?=(\d+)", axes_text)
-    parts = re.findall(r"'?([^',:]+)'?(?::\((\d+)\)(\d+))?", grouped_text)
-    dims: list[int] = []
-    grouped: list[bool] = []
-    for name, size in axes:
-        left = int(size)
-        wanted = [(int(b or 1), int(s or size)) for part, b, s in parts if part == name]
-        for before, width in sorted(wanted):
-            skipped = before * left // int(size)
-            dims += [skipped, width]
-            grouped += [False, True]
-            left //= skipped * width
-        dims.append(left)
-        grouped.append(False)
-    ids = np.array(_device_ids(ids_text, math.prod(dims)))
-    order = np.argsort(grouped, kind="stable").tolist()
-    width = math.prod(dim for dim, inside in zip(dims, grouped, strict=True) if inside)
-    return ids.reshape(dims).transpose(order).reshape(-1, width).tolist()
-
-
-def _device_ids(text: str | None, count: int) -> list[int]:
-    """A mesh's devices: in order, listed, or an iota transposed (``[2,4]T(1,0)``)."""
-    if not text:
-        return list(range(count))
-    if "T(" in text:
-        return iota_groups(f"[1,{count}]<={text}")[0]
-    return _integers(text)
-
-
-def _groups(instruction: Instruction, devices: int) -> Groups:
-    """Which partitions work together; pairs of (source, target) for a permute."""
-    text = instruction.attributes
-    if match := _PAIRS.search(text) or _EXPLICIT.search(text):
-        groups = [_integers(each) for each in re.findall(r"\{([\d,]*)\}", match[1])]
-    elif match := _IOTA.search(text):
-        groups = iota_groups(match[1])
-    elif match := _MESH.search(text):
-        groups = _mesh_groups(match[1], match[2], match[3])
-    elif "replica_groups=" not in text:
-        groups = []
-    else:
-        raise ValueError(
-            f"replica groups in a form that is not known: {text[:200]!r}; "
-            "scaling_lab/compile/hlo.py reads lists, iotas and meshes"
-        )
-    # With a channel but no global ids, groups are of replicas and span partitions.
-    replicas = groups == [[0]] and "channel_id=" in text
-    if not groups or (replicas and "use_global_device_ids=true" not in text):
-        return [list(range(devices))]
-    return groups
 
 
 def _kind(instruction: Instruction, computation: Computation) -> str | None:

@@ -2,10 +2,11 @@
 
 The column is flat, bytes of one device: what `compile.describe` reads, and
 
-* ``hbm_bytes``: memory a program can have there; ``fits``: whether the peak does;
+* ``hbm_bytes``: memory a program can have there; ``needed_bytes`` against it; ``fits``;
 * ``compiler``, ``target``, ``mesh``, ``links`` (which network each axis runs over);
-* ``step_seconds``: of the compiled schedule, ``None`` where nothing prices it;
-* ``largest_buffers``: of an out-of-memory verdict, the largest first.
+* ``step_seconds``: of the compiled schedule, ``None`` where nothing prices it, and the
+  rest of `compile.read`;
+* ``largest_buffers``: when memory is fullest, or of an out-of-memory verdict.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ import jax
 from jax.sharding import Mesh
 
 from scaling_lab import compile as compiled
-from scaling_lab.compile.backends import backend_of, fits, options
+from scaling_lab.compile._module import Module
+from scaling_lab.compile._shapes import total_bytes
+from scaling_lab.compile.backends import backend_of, options
+from scaling_lab.config import RunConfig
 from scaling_lab.hardware import Target
 from scaling_lab.layouts.mesh import links
 
@@ -47,7 +51,11 @@ class Verdict(NamedTuple):
 
 
 def judge(
-    lowered: Any, target: Target, mesh: Mesh | None, xla_flags: str = ""
+    lowered: Any,
+    target: Target,
+    mesh: Mesh | None,
+    xla_flags: str = "",
+    config: RunConfig | None = None,
 ) -> Verdict:
     """Compiles a lowered step for its target and reads what came of it.
 
@@ -55,6 +63,7 @@ def judge(
       lowered: what ``jax.jit(step).lower(...)`` returns, on the target's devices.
       mesh: that it is lowered for; ``None`` where there is one device.
       xla_flags: options of the target's compiler, as people write flags.
+      config: the run; with it, what its layout does not imply is told.
 
     Raises:
       NoCompiler: the target's compiler is not installed.
@@ -71,21 +80,44 @@ def judge(
         if figures is None:
             raise
         seconds = time.perf_counter() - start
-        column |= figures | {"fits": False, "compile_seconds": seconds}
-        return Verdict("oom", too_large(figures, target), column, None)
+        text = backend.refused_module(lowered, own)
+        column |= _refused(figures, text, dict(mesh.shape) if mesh else {}, target)
+        column["compile_seconds"] = seconds
+        return Verdict("oom", too_large(figures, target), column, text)
     seconds = time.perf_counter() - start
     axes = dict(mesh.shape) if mesh is not None else {}
-    column |= compiled.describe(executable, axes, seconds, None)
-    column["fits"] = fits(column)
+    column |= compiled.describe(executable, axes, seconds, None, target, config)
     if column["fits"] is False:  # a compiler that plans programs of any size
         reason = too_large(column, target)
         return Verdict("oom", reason, column, executable.as_text())
     return Verdict("ok", None, column, executable.as_text())
 
 
+def _refused(
+    figures: dict[str, Any], text: str | None, axes: dict[str, int], target: Target
+) -> dict[str, Any]:
+    """The column of a program that the compiler scheduled and then refused.
+
+    ``temporary_bytes`` is what must live beside the arguments, results included.
+    """
+    column = figures | {"fits": False, "peak_from": "compiler"}
+    if text is None:
+        return column
+    named = figures["largest_buffers"]
+    column |= compiled.read(text, axes, target)
+    # It was not brought to code, so nothing in it has an estimate of its time.
+    column |= {name: None for name in column if name.endswith("_seconds")}
+    column["largest_buffers"] = named or column["largest_buffers"]
+    entry = Module(text).entry.values()
+    held = sum(total_bytes(i.shape) for i in entry if i.opcode == "parameter")
+    beside = column["peak_bytes"] - held
+    return column | {"argument_bytes": held, "temporary_bytes": beside}
+
+
 def too_large(figures: dict[str, Any], target: Target) -> str:
     """The sentence of an out-of-memory verdict."""
-    peak, memory = figures["peak_bytes"], figures["hbm_bytes"]
+    peak = figures.get("needed_bytes") or figures["peak_bytes"]
+    memory = figures["hbm_bytes"]
     return (
         f"needs {peak / 2**30:.2f} GiB a device and {target.text} has "
         f"{memory / 2**30:.2f}: {(peak - memory) / 2**30:.2f} GiB too much; divide "

@@ -5,9 +5,12 @@ Source: jax.experimental.topologies; the words of a topology are libtpu's own.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from scaling_lab.compile.backends import NoCompiler, installed
@@ -109,6 +112,21 @@ def out_of_memory(message: str) -> dict[str, Any] | None:
         "hbm_bytes": _bytes(found[3], found[4]),
         "largest_buffers": sorted(buffers, key=lambda row: -row["bytes"]),
     }
+
+
+def refused_module(lowered: Any, options: Mapping[str, Any]) -> str | None:
+    """The scheduled module of a program that was refused for its memory, if it says.
+
+    The compiler writes it where it is told to dump, so it is asked once more.
+    """
+    import jax
+
+    with tempfile.TemporaryDirectory() as folder:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            lowered.compile(compiler_options={**options, "xla_dump_to": folder})
+        for path in sorted(Path(folder).glob("*.oom_intermediate_module.txt")):
+            return path.read_text("utf-8", errors="replace")
+    return None
 
 
 def _bytes(number: str, unit: str) -> int:

@@ -36,8 +36,7 @@ def make_mesh(
     """The layout's mesh on the first devices there are.
 
     Raises:
-      IllegalLayout: more devices asked than there are, or slices that no axes divide
-        over.
+      IllegalLayout: more devices asked than there are.
     """
     devices = jax.devices() if devices is None else devices
     if layout.devices > len(devices):
@@ -55,11 +54,7 @@ def mesh_of(
     devices: Sequence[Any],
     axis_type: AxisType = AxisType.Auto,
 ) -> Mesh:
-    """A mesh of these axes, in this order, on the first of these devices.
-
-    Raises:
-      IllegalLayout: slices that no axes divide over.
-    """
+    """A mesh of these axes, in this order, on the first of these devices."""
     chosen = list(devices)[: math.prod(axes.values())]
     rising = sorted(axes, key=lambda name: _rank(RISING, name))
     arranged = _arrange({name: axes[name] for name in rising}, chosen)
@@ -136,20 +131,13 @@ def _both_cores(axes: Mapping[str, int], devices: list[Any]) -> np.ndarray:
 def _across(axes: Mapping[str, int], slices: int) -> tuple[int, ...]:
     """How many parts of each axis lie in different slices.
 
-    Raises:
-      IllegalLayout: the axes do not divide over so many slices.
+    All of the slices are used, so their number divides over the axes somehow.
     """
     over = dict.fromkeys(axes, 1)
     left = slices
     for name in sorted(axes, key=lambda name: _rank(ACROSS_SLICES, name)):
         over[name] = math.gcd(axes[name], left)
         left //= over[name]
-    if left > 1:
-        shape = ",".join(f"{name}={size}" for name, size in axes.items())
-        raise IllegalLayout(
-            f"mesh {shape} does not divide over {slices} slices; give the slices an "
-            f"axis of their own, as data={slices}"
-        )
     return tuple(over.values())
 
 
