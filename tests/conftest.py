@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
 
 # Before JAX starts: with a compiler's library installed it would look for its devices.
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from scaling_lab import models
+from scaling_lab import cli, models
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -97,3 +98,22 @@ def text(tmp_path_factory):
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def call(monkeypatch, capfd, tmp_path):
+    """Runs a command line in an empty folder; gives exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SCALING_LAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(cli.warnings, "showwarning", cli.warnings.showwarning)
+
+    def run(*words):
+        words = words[0].split() if len(words) == 1 else words
+        monkeypatch.setattr(sys, "argv", ["scaling-lab", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capfd.readouterr()
+        return ended.value.code, out, err
+
+    return run

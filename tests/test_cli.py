@@ -21,25 +21,6 @@ CONTRACT = (
 )
 
 
-@pytest.fixture
-def call(monkeypatch, capfd, tmp_path):
-    """Runs a command line in an empty folder; gives exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SCALING_LAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr(cli.warnings, "showwarning", cli.warnings.showwarning)
-
-    def run(*words):
-        words = words[0].split() if len(words) == 1 else words
-        monkeypatch.setattr(sys, "argv", ["scaling-lab", *words])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capfd.readouterr()
-        return ended.value.code, out, err
-
-    return run
-
-
 def flat(text):
     """Text without the frame and the line breaks that a terminal's width makes."""
     return " ".join(text.replace("│", " ").split())

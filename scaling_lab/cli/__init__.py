@@ -8,7 +8,7 @@ import warnings
 
 from rich.console import Console
 
-from scaling_lab.cli import compile, diff, show, sweep, train
+from scaling_lab.cli import compile, diff, plan, predict, show, sweep, train
 
 VERBS = {
     "train": train.train,
@@ -18,6 +18,9 @@ VERBS = {
     "report": show.report,
     "explain": show.explain,
     "diff": diff.diff,
+    "predict": predict.predict,
+    "plan": plan.plan,
+    "calibrate": predict.calibrate,
     "layouts": show.layouts,
     "models": show.models,
 }

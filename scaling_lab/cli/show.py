@@ -10,6 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from scaling_lab.cli import importing
 from scaling_lab.cli.compile import size
 from scaling_lab.cli.compiled import explain_compiled
 from scaling_lab.cli.grammar import Words, local_devices, words
@@ -17,6 +18,7 @@ from scaling_lab.cli.grammar import Words, local_devices, words
 
 def records(
     folder: Annotated[Path, tyro.conf.Positional],
+    table: Annotated[Path | None, tyro.conf.Positional] = None,
     where: tuple[str, ...] = (),
     sort: str | None = None,
     descending: bool = False,
@@ -28,16 +30,35 @@ def records(
 
         scaling-lab records runs/a --where status=ok "batch>=16" --sort peak_bytes
 
+    With the word import, read a table of runs from elsewhere (a W&B export, published
+    runs) into records:
+
+        scaling-lab records import RUNS.csv --out runs/theirs
+
     Args:
-        folder: What a sweep wrote to, or a records.jsonl.
+        folder: What a sweep wrote to, or a records.jsonl; or the word import.
+        table: After import, the table: comma-separated, one run a row.
         where: Filters, as layout=fsdp=8, status!=ok, "batch>=16".
         sort: Column to sort by.
         descending: Largest first.
         columns: Columns to show instead of the usual ones.
-        out: Also write the table to a .csv, .parquet or .json file.
+        out: Also write the table to a .csv, .parquet or .json file; of import, the
+            folder of the records.
         json: Print rows as JSON.
     """
     from scaling_lab import studies
+
+    if table is not None:
+        if str(folder) != "import":
+            raise ValueError(
+                f"one folder at a time, not {folder} and {table}; to read a table of "
+                "runs: scaling-lab records import FILE.csv --out DIR"
+            )
+        return importing.import_table(table, out)
+    if str(folder) == "import" and not folder.exists():
+        raise ValueError(
+            "records import needs a table: scaling-lab records import F.csv"
+        )
 
     frame = studies.select(studies.frame(folder), where, sort, descending)
     if out is not None:

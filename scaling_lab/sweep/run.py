@@ -13,6 +13,8 @@ import jax
 from scaling_lab import compile as compiler
 from scaling_lab import cost, measure
 from scaling_lab.config import RunConfig, check_remat, validate, with_data
+from scaling_lab.cost.predict import predict
+from scaling_lab.cost.runs import points_of
 from scaling_lab.data import Dataset
 from scaling_lab.hardware import chip_for
 from scaling_lab.layouts import IllegalLayout
@@ -154,7 +156,10 @@ def _counted(config: RunConfig) -> dict[str, int | None]:
 
 
 def predicted(config: RunConfig) -> dict[str, Any]:
-    """The record's ``predicted`` column: bytes of one device and what it must send."""
+    """The record's ``predicted`` column: bytes, what must be sent, and the step's time.
+
+    Times are ``None`` where no vendor claims a peak for the target's chip, as of a CPU.
+    """
     explanation = cost.explain(config)
     held, moved = explanation.bytes_by(), explanation.collectives()
     return {
@@ -162,7 +167,16 @@ def predicted(config: RunConfig) -> dict[str, Any]:
         "collective_bytes": sum(row["bytes"] for row in moved),
         "bytes_per_device": held,
         "collectives": moved,
+        **_priced(config),
     }
+
+
+def _priced(config: RunConfig) -> dict[str, Any]:
+    """Seconds of a step by cause with their interval, and bytes at the peak."""
+    chip = measure.target_chip(config)
+    if chip is None or not chip.flops_per_second:
+        return {"step_seconds": None, "hbm_bytes": None}
+    return predict(points_of([config], chip)).row(0)
 
 
 def _fill(

@@ -1,0 +1,213 @@
+"""``scaling-lab plan``: the best layout for a model on a machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json as json_
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from scaling_lab.dims import AXES
+from scaling_lab.hardware import parse_target
+from scaling_lab.names import one_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What to plan for."""
+
+    family: str = "llama"
+    """Model family; `scaling-lab models` lists them."""
+    size: str = "8b"
+    """Size of the family."""
+    model: Path | None = None
+    """Instead of family and size: a JSON file with a family's fields, or a Hugging Face
+    config.json."""
+    target: str = "tpu-v5p:4x4x4"
+    """Machine: tpu-v5p:8x8x8, tpu-v6e:16x16*2, h100:8x8 (nodes x GPUs)."""
+    batch_tokens: str = "4M"
+    """Global batch in tokens; K, M, G are powers of 1024. Rounded to sequences."""
+    length: int = 8192
+    """Tokens per sequence."""
+    precision: str = "bfloat16"
+    """Of matrix products: bfloat16, float8, int8, mxfp8, nvfp4 or float32."""
+    optimizer: str = "adamw"
+    """adamw, lion, muon or adafactor; its state counts in memory."""
+    axes: str | None = None
+    """Mesh axes that may be used, separated by commas. Default: all; with --compile
+    data,fsdp,tensor, which runs are trained and compiled with here today."""
+    wide_tensor: bool = False
+    """Let tensor leave the scale-up network (a node, an NVLink domain)."""
+    node_gbps: float | None = None
+    """Network of one node, gigabits per second one way, instead of the chip's own."""
+    calibration: Path | None = None
+    """Efficiencies of `scaling-lab calibrate` instead of the fitted ones."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """How to answer."""
+
+    compile: int = 0
+    """Confirm so many of the best by compiling them for the target."""
+    top: int = 12
+    """How many layouts to tell."""
+    emit: str | None = None
+    """Write the chosen layout as flags of maxtext, megatron or torchtitan."""
+    choose: int = 1
+    """Which row --emit writes."""
+    smallest: bool = False
+    """Find the smallest machine of this chip that fits, and plan for it."""
+    largest_batch: bool = False
+    """Find the largest batch that fits without accumulation, and plan for it."""
+    chip_hours: float | None = None
+    """For a budget of chip-hours: the best layout of every machine up to the target."""
+    train_tokens: str | None = None
+    """With --chip-hours: tokens to reach (as 2T or 500G, powers of 1024)."""
+    json: tuple[Path, ...] | None = None
+    """Print JSON, or write it to a file: a list, the best first."""
+
+
+def plan(
+    asked: Annotated[Asked, tyro.conf.arg(name="")],
+    answer: Annotated[Answer, tyro.conf.arg(name="")],
+) -> int:
+    """Find the best layouts for a model on a machine, without the machine.
+
+    Enumerates meshes, microbatches, remat, schedules, ZeRO's stages and where optimizer
+    state rests; drops the illegal and the too large; ranks by predicted step time:
+
+        scaling-lab plan --family llama --size 70b --target tpu-v5p:8x8x8 \\
+            --batch-tokens 4M --length 8192 --compile 3
+
+    Args:
+        asked: What to plan for.
+        answer: How to answer.
+    """
+    from scaling_lab import plan as room
+    from scaling_lab.cli import plan_table as table
+
+    question = question_of(asked, trained=bool(answer.compile))
+    chip = question.target.chip
+    if chip is not None and not chip.flops_per_second and asked.calibration is None:
+        table.say(
+            f"nobody publishes a peak of {chip.name}: times are relative until you give"
+            " --calibration FILE, fitted with `scaling-lab calibrate` on your records"
+        )
+    if answer.chip_hours is not None:
+        found = room.for_budget(
+            question, answer.chip_hours, _tokens(answer.train_tokens)
+        )
+        return table.budget(question, found, answer)
+    if answer.smallest:
+        smallest = room.smallest_machine(question)
+        if smallest is None:
+            raise ValueError(room.sizes.too_large(question))
+        question = dataclasses.replace(question, target=smallest)
+    if answer.largest_batch:
+        batch, layout = room.largest_batch(question)
+        if not batch:
+            raise ValueError(room.sizes.too_large(question))
+        question = dataclasses.replace(question, batch=batch)
+        table.say(f"largest batch without accumulation: {batch:,} sequences ({layout})")
+    found = room.plan(question, answer.top)
+    if not found.choices:
+        raise ValueError(room.sizes.too_large(question))
+    if answer.compile:
+        from scaling_lab.sweep import compile_run
+
+        found = room.confirm(found, answer.compile, compile_run, table.say)
+    if answer.emit is not None:
+        return _emit(found, answer)
+    return table.show(found, answer)
+
+
+def question_of(asked: Asked, *, trained: bool = False) -> Any:
+    """The question that the flags ask.
+
+    Args:
+      trained: where no axes are given, take those that can be compiled.
+
+    Raises:
+      ValueError: an unknown word, with the nearest; a batch that is no number.
+    """
+    from scaling_lab import models
+    from scaling_lab import plan as room
+    from scaling_lab.cost.points import PRECISIONS
+    from scaling_lab.cost.runs import STATE_BYTES
+
+    one_of("precision", asked.precision, PRECISIONS)
+    one_of("optimizer", asked.optimizer, STATE_BYTES)
+    if asked.model is not None:
+        shape = room.read(asked.model)
+    else:
+        shape = room.of_config(models.size(asked.family, asked.size))
+        shape = dataclasses.replace(shape, name=f"{asked.family} {asked.size}")
+    return room.Question(
+        shape=shape,
+        target=parse_target(asked.target),
+        batch=room.sequences(asked.batch_tokens, asked.length),
+        length=asked.length,
+        precision=asked.precision,
+        optimizer=asked.optimizer,
+        node_gbps=asked.node_gbps,
+        axes=_axes(asked.axes, trained),
+        wide_tensor=asked.wide_tensor,
+        calibration=_calibration(asked.calibration),
+    )
+
+
+def _axes(text: str | None, trained: bool) -> tuple[str, ...]:
+    if text is None:
+        from scaling_lab.plan.candidates import TRAINED
+
+        return TRAINED if trained else AXES
+    return tuple(axis.strip() for axis in text.split(",") if axis.strip())
+
+
+def _calibration(path: Path | None) -> Any:
+    if path is None:
+        return None
+    from scaling_lab.cost import calibrations
+
+    return calibrations.read(path)
+
+
+def _tokens(text: str | None) -> float | None:
+    if text is None:
+        return None
+    from scaling_lab.plan.question import tokens
+
+    return tokens(text)
+
+
+def _emit(found: Any, answer: Answer) -> int:
+    from scaling_lab.plan import emit
+
+    if not 1 <= answer.choose <= len(found.choices):
+        raise ValueError(
+            f"--choose {answer.choose}: there are {len(found.choices)} rows"
+        )
+    choice = found.choices[answer.choose - 1]
+    flags = emit.flags(answer.emit or "", found.question, choice)
+    if answer.json is not None:
+        return write(json_.dumps(flags.to_json(), indent=1), answer)
+    print(flags.text())
+    return 0
+
+
+def write(text: str, answer: Answer) -> int:
+    """Prints JSON, or writes it whole to the file that was named."""
+    files = answer.json or ()
+    if len(files) > 1:
+        raise ValueError(f"--json takes one file, not {len(files)}")
+    for path in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        part.write_text(text + "\n")
+        part.replace(path)
+    if not files:
+        print(text)
+    return 0

@@ -1,0 +1,231 @@
+"""What a block keeps for its backward pass, in bytes of one token, as columns.
+
+Three books, by the software that runs (`points.STACKS`):
+
+* ours (``xla``): the residuals of JAX's differentiation of the block, term by term,
+  attention by a fused kernel; a test reads them off the jaxpr.
+* Megatron's: Korthikanti et al. 2022 (Reducing Activation Recomputation in Large
+  Transformer Models), equations 1 to 4, with what a gate and grouped heads change.
+* everything else: Megatron's without dropout.
+
+A policy is written as in a run: ``none``, ``full`` or ``save:VERB,VERB``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from scaling_lab.cost.points import PRECISIONS, STACKS, Points
+
+#: Dropout's masks, one byte an element: after attention and after the feed-forward.
+DROPOUT_BYTES = 2
+#: Scores of unfused attention: softmax's output, the dropped output, dropout's mask.
+SCORE_BYTES = 5
+SCORE_BYTES_WITHOUT_DROPOUT = 2
+#: Float32 and compute-precision arrays of width D that a norm keeps, and of width F
+#: that the feed-forward does (jaxprs of `models.ops.rms_norm`, of SwiGLU and GELU).
+NORM_WIDE, NORM_NARROW, FFN_NARROW = 2, 2, 6
+
+Array = np.ndarray
+
+
+class Verb(NamedTuple):
+    """A verb of a block: numbers it returns and FLOPs it does, of one token."""
+
+    elements: Array
+    between: bool
+    flops: Array
+
+
+def verbs(points: Points) -> dict[str, Verb]:
+    """The verbs of a block by name, before division over any axis.
+
+    ``between`` marks results of the model's width, which sequence parallelism divides
+    and tensor parallelism does not. Attention is causal; FLOPs are forward.
+    """
+    width, inner = points.d_model, feed_forward_width(points)
+    queries = points.n_heads * points.head_dim
+    keys = points.kv_heads * points.head_dim
+    far = np.where(points.window > 0, np.minimum(points.window, points.seq_len), 0)
+    seen = points.seq_len / 2 * (1 - points.window_share) + points.window_share * far
+    none = np.zeros(len(points))
+    return {
+        "attention/attention_norm": Verb(width, True, none),
+        "attention/query": Verb(queries, False, 2 * width * queries),
+        "attention/key": Verb(keys, False, 2 * width * keys),
+        "attention/value": Verb(keys, False, 2 * width * keys),
+        "attention/attend": Verb(queries, False, 4 * queries * seen),
+        "attention/out": Verb(width, True, 2 * width * queries),
+        "ffn/ffn_norm": Verb(width, True, none),
+        "ffn/gate": Verb(inner * points.gated, False, 2 * width * inner * points.gated),
+        "ffn/up": Verb(inner, False, 2 * width * inner),
+        "ffn/down": Verb(width, True, 2 * width * inner),
+    }
+
+
+def feed_forward_width(points: Points) -> Array:
+    """Feed-forward columns a token goes through, averaged over the layers."""
+    routed = points.top_k * points.expert_d_ff + points.shared_d_ff
+    sparse = sparse_layers(points) / np.maximum(points.layers, 1)
+    return sparse * routed + (1 - sparse) * points.d_ff
+
+
+def sparse_layers(points: Points) -> Array:
+    """How many layers have experts."""
+    return np.where(points.n_experts > 0, points.layers - points.dense_layers, 0.0)
+
+
+def parts(points: Points) -> tuple[Array, Array, Array]:
+    """What a token's elements are divided by: between blocks, inside, of keys.
+
+    Key-value heads fewer than the axis are held whole by us (`layouts.fit_kv_heads`)
+    and once per head by Megatron.
+    """
+    tensor, heads = points.tensor, np.maximum(points.kv_heads, 1)
+    between = np.where(points.sequence_parallel > 0, tensor, 1.0)
+    fewer = np.where(is_stack(points, "xla"), 1.0, np.minimum(heads, tensor))
+    keys = np.where(heads % tensor == 0, tensor, fewer)
+    return between, tensor, keys
+
+
+def verb_bytes(points: Points, name: str) -> Array:
+    """Bytes of a verb's result for one token on one device (context apart)."""
+    verb = verbs(points)[name]
+    between, inside, keys = parts(points)
+    over = between if verb.between else inside
+    over = keys if name in ("attention/key", "attention/value") else over
+    return verb.elements * itemsize(points) / over
+
+
+def input_bytes(points: Points) -> Array:
+    """Bytes of a block's input for one token: all that remat ``full`` keeps."""
+    return points.d_model * itemsize(points) / parts(points)[0]
+
+
+def whole_bytes(points: Points) -> Array:
+    """Bytes that a block keeps of one token under remat ``none``, scores included."""
+    return fused_bytes(points) + score_bytes(points)
+
+
+def fused_bytes(points: Points) -> Array:
+    """The same without attention's scores: by a fused kernel, or made again."""
+    kept = np.where(is_stack(points, "xla"), _ours(points), _megatron(points))
+    return kept + _routed(points)
+
+
+def score_bytes(points: Points) -> Array:
+    """Bytes of attention's scores for one token: ``5as²b`` of equation 1, per token.
+
+    Zero where a fused kernel never writes them (FlashAttention).
+    """
+    dropped = np.where(_dropout(points), SCORE_BYTES, SCORE_BYTES_WITHOUT_DROPOUT)
+    held = dropped * points.n_heads * points.seq_len / points.tensor
+    return np.where(points.flash > 0, 0.0, held)
+
+
+def kept_bytes(points: Points, policy: str) -> Array:
+    """Bytes that a block keeps of one token under a policy, of our own stack.
+
+    Raises:
+      ValueError: not ``none``, ``full`` or ``save:`` with verbs of a block.
+    """
+    kind, _, names = policy.partition(":")
+    if kind == "none":
+        return whole_bytes(points)
+    total = input_bytes(points)
+    for name in _saved(kind, names, policy):
+        total = total + verb_bytes(points, name)
+    return total
+
+
+def recomputed_share(points: Points, policy: str) -> Array:
+    """The share of a block's forward FLOPs that its backward pass does again.
+
+    A block's last product is never among them: its result is the next block's input.
+    """
+    kind, _, names = policy.partition(":")
+    if kind == "none":
+        return np.zeros(len(points))
+    saved = set(_saved(kind, names, policy))
+    found = verbs(points)
+    total = sum((verb.flops for verb in found.values()), np.zeros(len(points)))
+    again = np.zeros(len(points))
+    for name, verb in found.items():
+        if name not in saved and name != "ffn/down":
+            again = again + verb.flops
+    return again / total
+
+
+def itemsize(points: Points) -> Array:
+    """Bytes of one activation: 4 in float32, else 2, of eight-bit products too."""
+    return np.where(points.precision == PRECISIONS.index("float32"), 4.0, 2.0)
+
+
+def is_stack(points: Points, name: str) -> Array:
+    """Where a point runs on that software."""
+    return points.stack == STACKS.index(name)
+
+
+def _saved(kind: str, names: str, policy: str) -> list[str]:
+    listed = [name for name in names.split(",") if name]
+    if kind == "full" and not listed:
+        return []
+    wrong = [name for name in listed if name not in BLOCK_VERBS]
+    if kind != "save" or wrong or not listed:
+        raise ValueError(
+            f"remat {policy!r}: write none, full, or save: with verbs of a block, "
+            f"which are {', '.join(BLOCK_VERBS)}"
+        )
+    return listed
+
+
+BLOCK_VERBS = (
+    "attention/attention_norm",
+    "attention/query",
+    "attention/key",
+    "attention/value",
+    "attention/attend",
+    "attention/out",
+    "ffn/ffn_norm",
+    "ffn/gate",
+    "ffn/up",
+    "ffn/down",
+)
+
+
+def _ours(points: Points) -> Array:
+    between, inside, keys = parts(points)
+    narrow = itemsize(points)
+    norm = NORM_WIDE * 4 + NORM_NARROW * narrow
+    queries = points.n_heads * points.head_dim
+    kept = 2 * norm * points.d_model / between
+    kept = kept + 2 * narrow * queries / inside
+    kept = kept + 2 * narrow * points.kv_heads * points.head_dim / keys
+    return kept + FFN_NARROW * narrow * feed_forward_width(points) / inside
+
+
+def _megatron(points: Points) -> Array:
+    between, inside, keys = parts(points)
+    narrow = itemsize(points)
+    queries = points.n_heads * points.head_dim
+    # Two norms' inputs and the inputs of the first products; masks of dropout.
+    outside = 4 * narrow + np.where(_dropout(points), DROPOUT_BYTES, 0)
+    arrays = np.where(points.gated > 0, 3, 2)
+    kept = outside * points.d_model / between
+    kept = kept + 2 * narrow * queries / inside
+    kept = kept + 2 * narrow * points.kv_heads * points.head_dim / keys
+    return kept + arrays * narrow * feed_forward_width(points) / inside
+
+
+def _routed(points: Points) -> Array:
+    """Copies of a token on their way to its experts and back, and gates."""
+    share = sparse_layers(points) / np.maximum(points.layers, 1)
+    copies = 2 * points.top_k * points.d_model * itemsize(points)
+    return share * (copies + 4 * points.n_experts) / parts(points)[0]
+
+
+def _dropout(points: Points) -> Array:
+    """GPT as Megatron trains it drops out; families with a gate do not."""
+    return is_stack(points, "megatron") & (points.gated == 0)

@@ -1,0 +1,99 @@
+"""Efficiencies from a table of published runs or from one's own records."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from scaling_lab import record
+from scaling_lab.config import RunConfig
+from scaling_lab.cost import calibrations
+from scaling_lab.cost.efficiencies import Calibration
+from scaling_lab.cost.fit import Fit, fit, half_width, held_out
+from scaling_lab.cost.points import Points
+from scaling_lab.cost.published import read_rows
+from scaling_lab.cost.runs import points_of
+from scaling_lab.hardware import chip_for
+
+#: How much further than between published runs one's own efficiencies may go.
+_OWN = 3.0
+#: Parts that rows of one source are left out in.
+_FOLDS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibrated:
+    """A fit, its interval, the names of its rows, and what they are."""
+
+    fit: Fit
+    half_width: float
+    rows: list[str]
+    what: str
+
+
+def repository(source: str) -> str:
+    """Where a published row comes from: its source before a space or ``@``."""
+    return source.replace("@", " ").partition(" ")[0]
+
+
+def from_table(path: str | Path, start: Calibration | None = None) -> Calibrated:
+    """Fits a table in the columns of the published runs.
+
+    Raises:
+      ValueError: no row can be read, or one has no step time.
+    """
+    table = pd.read_csv(path)
+    rows = read_rows(table)
+    if rows.points is None:
+        raise ValueError(f"no row of {path} can be read: {rows.reasons[0]}")
+    table = table.iloc[rows.index]
+    sources = np.array([repository(str(source)) for source in table.source])
+    seconds = table.step_seconds.to_numpy(float)
+    found = fit(rows.points, seconds, sources, start)
+    groups = sources if len(set(sources)) > 1 else np.arange(len(seconds)) % _FOLDS
+    left = held_out(rows.points, seconds, groups, start, sources=sources)
+    width = half_width(rows.points, seconds, left, sources)
+    names = [str(name) for name in table.run]
+    return Calibrated(found, width, names, f"{len(set(sources))} sources")
+
+
+def from_records(path: str | Path, start: Calibration | None = None) -> Calibrated:
+    """Fits the finished, measured records of a folder.
+
+    Raises:
+      ValueError: none has a measured step time.
+    """
+    kept = [r for r in record.read(path) if seconds_of(r) is not None]
+    if not kept:
+        raise ValueError(f"no record of {path} has a measured step time")
+    seconds = np.array([seconds_of(r) for r in kept], float)
+    points, start = points_of_records(kept), start or calibrations.frozen()
+    found = fit(points, seconds, start=start, tight=_OWN)
+    width = start.half_width
+    if len(kept) > 1:
+        folds = np.arange(len(kept)) % min(_FOLDS, len(kept))
+        width = half_width(
+            points, seconds, held_out(points, seconds, folds, start, _OWN)
+        )
+    return Calibrated(found, width, [r.id for r in kept], "measured here")
+
+
+def points_of_records(records: list[record.RunRecord]) -> Points:
+    """Points of records, each on the chip that it was measured on."""
+    parts = []
+    for row in records:
+        kind = row.provenance.get("host", {}).get("device_kind", "")
+        config = RunConfig.from_json(row.asked["config"])
+        parts.append(points_of([config], chip_for(kind)))
+    return Points.concat(parts)
+
+
+def seconds_of(row: record.RunRecord) -> float | None:
+    """A record's median step, or ``None`` where nothing was measured."""
+    clock = (row.measured or {}).get("step_seconds")
+    if row.status != "ok" or not clock:
+        return None
+    return clock["median"]

@@ -1,0 +1,226 @@
+"""Predicted step time, memory and efficiency of many points at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from scaling_lab.cost import calibrations
+from scaling_lab.cost.communication import Wires
+from scaling_lab.cost.compute import Arithmetic
+from scaling_lab.cost.efficiencies import Calibration
+from scaling_lab.cost.memory import memory
+from scaling_lab.cost.points import Points
+from scaling_lab.cost.shapes import (
+    Column,
+    Shapes,
+    is_schedule,
+    model_flops,
+    shapes_of,
+)
+
+#: How sharply overlapped times take the larger: 1 would add, infinity take the maximum.
+_OVERLAP = 3.0
+#: Routing, its kernels and its launches differ more between programs than the rest.
+_EXPERTS_VARY = 1.35
+#: Share of keys and values passed round that is waited for though attention covers it.
+_CHUNKED = 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """Columns, one entry a point.
+
+    Attributes:
+      step_seconds: of one optimizer step.
+      low_seconds: lower end of the 80 % interval.
+      high_seconds: upper end of it.
+      compute_seconds: matrix products, recomputation included.
+      attention_seconds: scores and values, recomputation included.
+      memory_seconds: operations bound by memory (norms, activations, residuals).
+      communication_seconds: exposed, by mesh axis.
+      bubble_seconds: pipeline stages idle.
+      optimizer_seconds: the update.
+      overhead_seconds: launches and what grows with neither FLOPs nor bytes.
+      tokens_per_second_per_chip: of the whole step.
+      mfu_causal: model FLOPs (attention counted causally) over the bfloat16 peak.
+      hbm_bytes: of one device at its peak.
+    """
+
+    step_seconds: Column
+    low_seconds: Column
+    high_seconds: Column
+    compute_seconds: Column
+    attention_seconds: Column
+    memory_seconds: Column
+    communication_seconds: dict[str, Column]
+    bubble_seconds: Column
+    optimizer_seconds: Column
+    overhead_seconds: Column
+    tokens_per_second_per_chip: Column
+    mfu_causal: Column
+    hbm_bytes: Column
+
+    def row(self, index: int) -> dict[str, Any]:
+        """One point as plain data: totals, the interval, and seconds by cause."""
+        seconds = {
+            "products": self.compute_seconds,
+            "attention": self.attention_seconds,
+            "memory": self.memory_seconds,
+            **{f"{axis} exposed": x for axis, x in self.communication_seconds.items()},
+            "bubble": self.bubble_seconds,
+            "optimizer": self.optimizer_seconds,
+            "overhead": self.overhead_seconds,
+        }
+        return {
+            "step_seconds": float(self.step_seconds[index]),
+            "step_seconds_low": float(self.low_seconds[index]),
+            "step_seconds_high": float(self.high_seconds[index]),
+            "tokens_per_second_per_chip": float(self.tokens_per_second_per_chip[index]),
+            "mfu_causal": float(self.mfu_causal[index]),
+            "hbm_bytes": float(self.hbm_bytes[index]),
+            "seconds": {name: float(x[index]) for name, x in seconds.items()},
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """Where a step's seconds go, before the scale's loss; see `Prediction`."""
+
+    products: Column
+    scores: Column
+    memory: Column
+    exposed: dict[str, Column]
+    bubble: Column
+    update: Column
+    overhead: Column
+    scale: Column
+
+    @property
+    def step(self) -> Column:
+        """All of it."""
+        busy = self.products + self.scores + self.memory + self.bubble + self.update
+        return (busy + self.overhead + sum(self.exposed.values())) * self.scale
+
+
+def predict(points: Points, calibration: Calibration | None = None) -> Prediction:
+    """Predicts every point.
+
+    Args:
+      points: what to predict.
+      calibration: efficiencies instead of the fitted ones.
+    """
+    eff = calibration or calibrations.frozen()
+    parts = parts_of(points, eff)
+    step = parts.step
+    spread = np.exp(eff.half_width * unsure(points))
+    flops = model_flops(points)
+    peak = points.bf16_flops_per_second * points.devices
+    return Prediction(
+        step_seconds=step,
+        low_seconds=step / spread,
+        high_seconds=step * spread,
+        compute_seconds=parts.products * parts.scale,
+        attention_seconds=parts.scores * parts.scale,
+        memory_seconds=parts.memory * parts.scale,
+        communication_seconds={k: v * parts.scale for k, v in parts.exposed.items()},
+        bubble_seconds=parts.bubble * parts.scale,
+        optimizer_seconds=parts.update * parts.scale,
+        overhead_seconds=parts.overhead * parts.scale,
+        tokens_per_second_per_chip=points.global_batch_tokens / step / points.chips,
+        mfu_causal=flops / peak / step,
+        hbm_bytes=memory(points).hbm_bytes,
+    )
+
+
+def unsure(points: Points) -> Column:
+    """How much wider than a dense run's a point's interval is: experts vary more."""
+    return np.where(points.n_experts > 0, _EXPERTS_VARY, 1.0)
+
+
+def parts_of(p: Points, eff: Calibration) -> Parts:
+    """Prices a step."""
+    s = shapes_of(p)
+    work, wires = Arithmetic(p, s, eff), Wires(p, s, eff)
+    again = work.again()
+    moe = s.moe_layers / p.layers
+    dense = work.feed_forward(p.d_ff, p.tensor)
+    routed = work.experts() + work.feed_forward(p.shared_d_ff, p.tensor)
+    block = work.attention_products() + (1 - moe) * dense + moe * routed
+    products = block * (1 + again["products"])
+    scores = work.scores() * (3.5 + again["scores"])
+    memory = work.elementwise() * (1 + again["elementwise"])
+    head = work.head()
+
+    forwards = 2 + s.recompute
+    tensor = wires.tensor() * forwards * eff.of("tensor_exposed", p)
+    tensor = tensor * np.where(p.overlap > 0, 0.4, 1.0)
+    experts = moe * wires.experts() * forwards * eff.of("expert_exposed", p)
+    busy = products + scores + memory
+    rotated = wires.context() * 3
+    context = _beside(scores, rotated) - scores + _CHUNKED * rotated
+    hidden = busy + tensor + experts + context
+    held = held_by(p, s)
+    gathered = wires.fsdp(held / p.layers)
+    traffic = gathered * np.where(p.zero_stage >= 3, 2 + p.grad_bytes / 2, 0)
+    fsdp = _beside(hidden, traffic) - hidden
+    layer = hidden + fsdp
+    routed_launch = 1 + moe * (eff.of("routed_launch", p) - 1)
+    launch = eff.of("launch", p) * routed_launch * (1 + s.recompute / 3)
+    launched = _beside(layer, launch) - layer
+
+    total = p.layers * (layer + launched) + head
+    times, bubble = _pipeline(p, s, total, layer + launched, head)
+    blocks = times * p.layers / p.stage
+    # With pieces to interleave, what is handed on travels beside another's work.
+    waited = np.where(p.virtual_stages > 1, 0.3, 1.0)
+    stages = wires.stages() * 2 * p.virtual_stages * times * waited
+    updated = held / np.where(p.zero_stage >= 3, p.fsdp, 1)
+    data = wires.gradients(updated) * eff.of("data_exposed", p)
+    owned = updated / np.where(p.zero_stage >= 1, p.data, 1)
+    return Parts(
+        products=blocks * products + times * head / p.stage,
+        scores=blocks * scores,
+        memory=blocks * memory,
+        exposed={
+            "tensor": blocks * tensor,
+            "expert": blocks * experts,
+            "context": blocks * context,
+            "fsdp": blocks * fsdp,
+            "stage": stages,
+            "data": data,
+        },
+        bubble=bubble,
+        update=work.update(owned),
+        overhead=blocks * launched + eff.of("step", p),
+        scale=1 + eff.of("scale", p) * np.log2(np.maximum(p.devices / 8, 1)),
+    )
+
+
+def held_by(p: Points, s: Shapes) -> Column:
+    """Parameters of one device's stage and tensor shard, before fsdp or ZeRO."""
+    dense = (s.dense_params + s.embedding_params) / p.tensor
+    return (dense + s.expert_params / p.expert) / p.stage
+
+
+def _pipeline(
+    p: Points, s: Shapes, total: Column, layer: Column, head: Column
+) -> tuple[Column, Column]:
+    """Microbatches, and the seconds that stages wait: uneven stages and the ramp."""
+    mean = total / p.stage
+    whole = np.ceil(p.layers / p.stage - 1e-9)
+    slowest = np.where(p.virtual_stages > 1, mean, whole * layer + head)
+    slowest = np.where(p.stage > 1, np.maximum(slowest, mean), mean)
+    ramp = (total - mean) / p.virtual_stages
+    ramp = np.where(is_schedule(p, "zero_bubble"), ramp / 3, ramp)
+    times = s.microbatches
+    return times, times * (slowest - mean) + np.where(p.stage > 1, ramp, 0.0)
+
+
+def _beside(first: Column, second: Column) -> Column:
+    """Seconds of two things that overlap, but not perfectly."""
+    large, small = np.maximum(first, second), np.minimum(first, second)
+    share = np.divide(small, large, out=np.zeros_like(large), where=large > 0)
+    return large * (1 + share**_OVERLAP) ** (1 / _OVERLAP)

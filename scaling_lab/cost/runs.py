@@ -1,0 +1,125 @@
+"""Our own runs as points: sizes from the model, shares from the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from scaling_lab import dims
+from scaling_lab.config import RunConfig
+from scaling_lab.cost import activations
+from scaling_lab.cost.flops import parameters, recomputed
+from scaling_lab.cost.ledger import record
+from scaling_lab.cost.machines import machine_columns, peak_of
+from scaling_lab.cost.points import PRECISIONS, REMATS, SCHEDULES, STACKS, Points
+from scaling_lab.hardware import Chip, chip
+from scaling_lab.layouts import Layout
+
+#: Bytes of optimizer state of one parameter, in float32; there is no master copy.
+STATE_BYTES = {"adamw": 8.0, "lion": 4.0, "muon": 4.0, "adafactor": 0.1}
+
+
+def points_of(configs: Sequence[RunConfig], local: Chip | None = None) -> Points:
+    """Points of some configs, in order.
+
+    Args:
+      local: the chip that the target ``local`` means; default the CPU.
+
+    Raises:
+      ValueError: no config at all.
+    """
+    return Points.concat([_point(config, local) for config in configs])
+
+
+def _point(config: RunConfig, local: Chip | None) -> Points:
+    point = Points(**_columns(config, local))
+    try:
+        kept = activations.kept_bytes(point, config.remat)
+    except ValueError:  # a policy that says what is dropped
+        return point
+    return point.replace(kept=kept / activations.whole_bytes(point))
+
+
+def _zero(layout: Layout) -> int:
+    """Which of ZeRO's stages the tables are."""
+    rests, reduced, state = (
+        layout.spec(kind, "DF") for kind in ("params", "grads", "optimizer")
+    )
+    if state == rests:
+        return 3 if layout.mesh.get("fsdp", 1) > 1 else 0
+    return 1 if reduced == rests else 2
+
+
+def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
+    layout = config.layout
+    found = config.parsed_target().chip or local or chip("cpu")
+    mesh = {axis: layout.mesh.get(axis, 1) for axis in ("data", "fsdp", "tensor")}
+    replicas = mesh["data"] * mesh["fsdp"]
+    kinds = {"none": "none", "full": "full"}
+    kind = config.remat.partition(":")[0]
+    devices = layout.devices
+    peak, wide = peak_of(found, config.precision)
+    return {
+        **_model(config),
+        **machine_columns(found, devices / found.devices_per_chip),
+        **mesh,
+        "seq_len": config.length,
+        "global_batch_tokens": config.tokens_per_step,
+        "microbatch_seqs": config.batch / config.accumulate / replicas,
+        "zero_stage": _zero(layout),
+        "sequence_parallel": float("T" in dict(layout.acts.get("BTD") or {})),
+        "stage": 1,
+        "virtual_stages": 1,
+        "context": 1,
+        "expert": 1,
+        "schedule": SCHEDULES.index("1f1b"),
+        "overlap": 0,
+        "precision": PRECISIONS.index(config.precision),
+        "flops_per_second": peak / found.devices_per_chip,
+        "bf16_flops_per_second": wide / found.devices_per_chip,
+        "stack": STACKS.index("xla"),
+        "param_bytes": 4.0,
+        "grad_bytes": 4.0,
+        "optimizer_bytes": STATE_BYTES[config.optimizer.name],
+        "remat": REMATS.index(kinds.get(kind, "selective")),
+        "recompute": _again(config),
+        "kept": 1.0 if kind == "none" else 1.0 - 0.9 * _again(config),
+        "offload": 0.0,
+        "flash": float(found.name != "cpu"),
+    }
+
+
+def _model(config: RunConfig) -> dict[str, Any]:
+    model, count = config.model, parameters(config)
+    names = [path.rpartition("/")[2] for path in dims.leaves(config.abstract_params)]
+    return {
+        "layers": model.L,
+        "d_model": model.D,
+        "n_heads": model.N,
+        "kv_heads": model.K,
+        "head_dim": model.H,
+        "attention_params": np.nan,
+        "d_ff": model.F,
+        "gated": float(any(name.startswith("gate_") for name in names)),
+        "vocab": model.V,
+        "tied": float(model.tied),
+        "n_experts": 0,
+        "top_k": 0,
+        "expert_d_ff": 0,
+        "shared_d_ff": 0,
+        "dense_layers": 0,
+        "window": 0,
+        "window_share": 0.0,
+        "params": count,
+        "active_params": count,
+    }
+
+
+def _again(config: RunConfig) -> float:
+    """The share of the blocks' forward FLOPs that the backward pass does again."""
+    entries = [e for e in record(config) if e.verb not in ("cross_entropy", "take")]
+    total = sum(entry.flops for entry in entries)
+    again = sum(entry.flops * recomputed(config.remat, entry) for entry in entries)
+    return again / total if total else 0.0

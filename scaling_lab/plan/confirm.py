@@ -1,0 +1,126 @@
+"""The best few put to the target's compiler, which has the last word on memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from scaling_lab.config import RunConfig
+from scaling_lab.config.validate import PRECISIONS
+from scaling_lab.layouts import parse
+from scaling_lab.optimizers import OptimizerConfig
+from scaling_lab.plan.answer import Choice, Plan, answered
+from scaling_lab.plan.question import Question
+from scaling_lab.record import RunRecord
+
+#: Compiles that may end badly for every one that is asked for.
+PATIENCE = 2
+
+
+def config_of(question: Question, choice: Choice) -> RunConfig:
+    """The run that a choice is, as it would be trained here.
+
+    Raises:
+      ValueError: it cannot be trained here yet, with what stands in the way.
+    """
+    model = question.shape.config
+    if model is None:
+        raise ValueError(
+            f"{question.shape.name} is no family of this lab yet, so its layouts are "
+            "predicted and cannot be compiled"
+        )
+    if not choice.trained:
+        raise ValueError(
+            f"layout {choice.layout}: runs are trained and compiled here over "
+            "data,fsdp,tensor; plan within them with --axes data,fsdp,tensor"
+        )
+    if question.precision not in PRECISIONS:
+        raise ValueError(
+            f"precision {question.precision} is predicted and cannot be compiled yet; "
+            f"there are {', '.join(PRECISIONS)}"
+        )
+    return RunConfig(
+        model=model,
+        layout=parse(choice.layout, question.devices),
+        target=question.target.text,
+        batch=question.batch,
+        length=question.length,
+        remat=choice.remat,
+        precision=question.precision,
+        accumulate=choice.microbatches,
+        optimizer=OptimizerConfig(name=question.optimizer),
+        size=question.shape.name,
+    )
+
+
+def confirm(
+    found: Plan,
+    count: int,
+    compile_run: Callable[[RunConfig], RunRecord],
+    tell: Callable[[str], None] = lambda _: None,
+) -> Plan:
+    """Compiles the best until `count` of them are known to fit.
+
+    What the compiler refuses no longer counts as fitting: the rest is ranked anew, and
+    it stands last with the compiler's reason.
+
+    Args:
+      compile_run: a config's record with its ``compiled`` column.
+      tell: told what is being compiled.
+
+    Raises:
+      ValueError: nothing of this plan can be compiled here.
+    """
+    heard: dict[int, Choice] = {}
+    tries = 0
+    while tries < PATIENCE * count:
+        confirmed = [choice for choice in heard.values() if choice.confirmed]
+        rest = [c for c in found.choices if c.trained and c.index not in heard]
+        if len(confirmed) >= count or not rest:
+            break
+        choice, tries = rest[0], tries + 1
+        config = config_of(found.question, choice)
+        tell(f"compiling {choice.layout}, {choice.microbatches} microbatches, remat "
+             f"{choice.remat} for {config.target}")  # fmt: skip
+        heard[choice.index] = _heard(choice, compile_run(config))
+        if not heard[choice.index].confirmed:
+            found.ranked.fits[choice.index] = False
+            found = answered(found.ranked, found.top)
+    if not heard:
+        raise ValueError(
+            "nothing of this plan can be compiled: runs are trained here over "
+            "data,fsdp,tensor; plan within them with --axes data,fsdp,tensor"
+        )
+    choices = [_with(choice, heard.get(choice.index)) for choice in found.choices]
+    refused = [choice for choice in heard.values() if not choice.confirmed]
+    return dataclasses.replace(found, choices=(*choices, *refused))
+
+
+def _heard(choice: Choice, record: RunRecord) -> Choice:
+    column: dict[str, Any] = record.compiled or {}
+    fits = record.status == "ok" and column.get("fits") is not False
+    peak = column.get("peak_bytes")
+    reason = choice.reason
+    if not fits:
+        said = (record.reason or "no reason given").splitlines()[0]
+        reason = f"{'memory' if record.status == 'oom' else record.status}: {said}"
+    return dataclasses.replace(
+        choice,
+        confirmed=fits,
+        peak_bytes=choice.peak_bytes if peak is None else float(peak),
+        reason=reason,
+        compiled=column,
+    )
+
+
+def _with(choice: Choice, heard: Choice | None) -> Choice:
+    """A choice of the new ranking with what the compiler said of it."""
+    if heard is None:
+        return choice
+    return dataclasses.replace(
+        choice,
+        confirmed=heard.confirmed,
+        peak_bytes=heard.peak_bytes,
+        compiled=heard.compiled,
+    )

@@ -1,0 +1,131 @@
+"""Candidates priced and ordered: memory first, then predicted step time."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from scaling_lab.cost import activations
+from scaling_lab.cost.memory import Memory, memory
+from scaling_lab.cost.points import REMATS, Points
+from scaling_lab.cost.predict import Prediction, predict
+from scaling_lab.cost.runs import STATE_BYTES
+from scaling_lab.plan import columns
+from scaling_lab.plan.candidates import POLICIES, Candidates, candidates, policy_of
+from scaling_lab.plan.question import Question
+
+#: Candidates predicted at a time, so that a large search stays small in memory.
+CHUNK = 50_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranked:
+    """Candidates with their prices, in no order yet.
+
+    Attributes:
+      fits: where memory is within the limit.
+      seconds: predicted step time of every candidate, fitting or not, as if it did.
+    """
+
+    question: Question
+    candidates: Candidates
+    points: Points
+    memory: Memory
+    prediction: Prediction
+    fits: np.ndarray
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """Predicted step time."""
+        return self.prediction.step_seconds
+
+    def order(self) -> np.ndarray:
+        """Indices of what fits, the fastest first; of equals the lighter."""
+        found = np.flatnonzero(self.fits)
+        keys = (self.memory.hbm_bytes[found], self.seconds[found])
+        return found[np.lexsort(keys)]
+
+
+def rank(question: Question) -> Ranked:
+    """Enumerates, prunes and prices."""
+    found = candidates(question)
+    run = as_points(question, found)
+    priced = memory(run)
+    prediction = _predicted(question, run)
+    fits = priced.hbm_bytes <= question.limit_bytes
+    return Ranked(question, found, run, priced, prediction, fits)
+
+
+def as_points(question: Question, found: Candidates) -> Points:
+    """The candidates as columns for the cost model."""
+    table = found.table
+    machine = columns.machine(
+        question.target, question.precision, node_gbps=question.node_gbps
+    )
+    width = table["tensor"]
+    run = columns.points(
+        question.shape,
+        machine,
+        seq_len=question.length,
+        global_batch_tokens=question.tokens,
+        microbatch_seqs=table["sequences"],
+        data=table["data"],
+        fsdp=table["fsdp"],
+        tensor=width,
+        context=table["context"],
+        stage=table["stage"],
+        expert=table["expert"],
+        zero_stage=table["zero"],
+        schedule=table["schedule"],
+        virtual_stages=table["pieces"],
+        sequence_parallel=sequence(question, found),
+        optimizer_bytes=STATE_BYTES[question.optimizer],
+    )
+    kept, again = np.ones(len(run)), np.zeros(len(run))
+    code = np.zeros(len(run))
+    for number in range(len(POLICIES)):
+        mine = np.flatnonzero(table["policy"] == number)
+        if not len(mine):
+            continue
+        part = run.take(mine)
+        text = policy_of(question, number)
+        kept[mine] = activations.kept_bytes(part, text) / activations.whole_bytes(part)
+        again[mine] = activations.recomputed_share(part, text)
+        word = text if text in REMATS else "selective"
+        code[mine] = REMATS.index(word)
+    return run.replace(kept=kept, recompute=again, remat=code)
+
+
+def sequence(question: Question, found: Candidates) -> np.ndarray:
+    """Where activations between blocks are divided by position over ``tensor``."""
+    width = found.table["tensor"]
+    own = question.length // found.table["context"]
+    return (width > 1) & (own % width == 0)
+
+
+def _predicted(question: Question, run: Points) -> Prediction:
+    # Of weights that fsdp divides, ZeRO-1 and 2 over data move what ZeRO-3 does.
+    run = run.replace(zero_stage=np.where(run.fsdp > 1, 3, run.zero_stage))
+    parts = [
+        predict(run.take(slice(start, start + CHUNK)), question.calibration)
+        for start in range(0, max(len(run), 1), CHUNK)
+    ]
+    return _joined(parts)
+
+
+def _joined(parts: list[Prediction]) -> Prediction:
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(Prediction):
+        values = [getattr(part, field.name) for part in parts]
+        if isinstance(values[0], dict):
+            fields[field.name] = {
+                axis: np.concatenate([value[axis] for value in values])
+                for axis in values[0]
+            }
+        elif isinstance(values[0], np.ndarray):
+            fields[field.name] = np.concatenate(values)
+        else:
+            fields[field.name] = values[0]
+    return Prediction(**fields)

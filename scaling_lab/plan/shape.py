@@ -1,0 +1,109 @@
+"""A model as a plan sees it: its sizes and counts, whoever wrote them down.
+
+`of_config` reads a family's config of ours, `read` a JSON file with the fields of one
+or a Hugging Face ``config.json`` (`huggingface`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from scaling_lab import models
+from scaling_lab.names import one_of
+from scaling_lab.plan import huggingface
+from scaling_lab.plan.huggingface import Shape
+
+__all__ = ["Shape", "of_config", "read"]
+
+
+def of_config(config: Any) -> Shape:
+    """The shape of a family's `Config`; parameters are counted, not estimated."""
+    init = models.family_of(config).init
+    made = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+    count = sum(leaf.size for leaf in jax.tree.leaves(made))
+    names = {name.rpartition("/")[2] for name in made.get("layers", {})}
+    return Shape(
+        name=type(config).__module__.rpartition(".")[2],
+        layers=config.L,
+        d_model=config.D,
+        n_heads=config.N,
+        kv_heads=config.K,
+        head_dim=config.H,
+        d_ff=config.F,
+        gated=any(name.startswith("gate_") for name in names),
+        vocab=config.V,
+        tied=config.tied,
+        params=count,
+        active_params=count,
+        length=getattr(config, "length", None),
+        config=config,
+    )
+
+
+def read(path: str | Path) -> Shape:
+    """The shape in a JSON file.
+
+    Args:
+      path: of a family's fields (``{"family": "llama", "L": 32, …}``) or of a Hugging
+        Face ``config.json``.
+
+    Raises:
+      ValueError: neither, with what is missing.
+      OSError: no such file.
+    """
+    path = Path(path)
+    try:
+        data = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds a {type(data).__name__}, not a model's fields")
+    try:
+        found = _family(data) if "family" in data else huggingface.read(data)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    config = found.config or _trainable(data, found)
+    return dataclasses.replace(found, config=config)
+
+
+def _family(data: dict[str, Any]) -> Shape:
+    fields = dict(data)
+    module = models.family(str(fields.pop("family")))
+    size = fields.pop("size", None)
+    known = [field.name for field in dataclasses.fields(module.Config)]
+    for name in fields:
+        one_of(f"field of {data['family']}", name, known)
+    try:
+        if size is not None:
+            made = dataclasses.replace(models.size(data["family"], size), **fields)
+        else:
+            made = module.Config(**fields)
+    except TypeError as error:
+        raise ValueError(f"fields of {data['family']}: {error}") from error
+    return of_config(made)
+
+
+def _trainable(data: dict[str, Any], shape: Shape) -> Any:
+    """Our own config of a Hugging Face model, where a family of ours is the same."""
+    kind = data.get("model_type")
+    sizes = (shape.layers, shape.d_model, shape.n_heads, shape.kv_heads)
+    rest = (shape.head_dim, shape.d_ff, shape.vocab)
+    if kind in ("llama", "mistral") and not shape.window:
+        if data.get("attention_bias") or data.get("mlp_bias"):
+            return None
+        return models.family("llama").Config(
+            *sizes,
+            *rest,
+            tied=shape.tied,
+            rope_base=float(data.get("rope_theta") or 10_000.0),
+            norm_epsilon=float(data.get("rms_norm_eps") or 1e-5),
+            length=shape.length or 8192,
+        )
+    if kind == "gpt2" and shape.tied:
+        return models.family("gpt2").Config(*sizes, *rest, length=shape.length or 1024)
+    return None

@@ -1,0 +1,78 @@
+"""A candidate as people and programs write it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scaling_lab.cost.points import SCHEDULES
+from scaling_lab.dims import AXES
+from scaling_lab.plan.candidates import TRAINED, Candidates
+from scaling_lab.plan.question import Question
+from scaling_lab.plan.rank import Ranked, sequence
+
+
+def layout(ranked: Ranked, index: int) -> str:
+    """The layout of a candidate that was priced; see `layout_of`."""
+    return layout_of(ranked.question, ranked.candidates, index)
+
+
+def layout_of(question: Question, found: Candidates, index: int) -> str:
+    """The layout in the grammar of every command: ``data=2,fsdp=8,tensor=4+sequence``.
+
+    ``expert`` counts devices inside ``data × fsdp × context`` and multiplies nothing.
+    """
+    table = found.table
+    sizes = {axis: int(table[axis][index]) for axis in AXES}
+    named = [f"{axis}={size}" for axis, size in sizes.items() if size > 1]
+    text = ",".join(named) or "data=1"
+    if sequence(question, found.take(np.array([index])))[0]:
+        text += "+sequence"
+    zero = int(table["zero"][index])
+    return text + (f"+zero{zero}" if zero in (1, 2) else "")
+
+
+def schedule(ranked: Ranked, index: int) -> str:
+    """Of a pipeline, with its pieces; ``none`` where there is no pipeline."""
+    table = ranked.candidates.table
+    if table["stage"][index] == 1:
+        return "none"
+    name = SCHEDULES[int(table["schedule"][index])]
+    pieces = int(table["pieces"][index])
+    return f"{name}:{pieces}" if pieces > 1 else name
+
+
+def trained(ranked: Ranked, index: int) -> bool:
+    """Whether runs of this layout are trained and compiled here today."""
+    table = ranked.candidates.table
+    others = [axis for axis in AXES if axis not in TRAINED]
+    return all(table[axis][index] == 1 for axis in others)
+
+
+def zero(ranked: Ranked, index: int) -> str:
+    """Where optimizer state rests: whole, over which axes, and ZeRO's stage."""
+    table = ranked.candidates.table
+    stage = int(table["zero"][index])
+    if not stage:
+        return "whole"
+    axes = ("fsdp", "context") if stage == 3 else ("data", "fsdp", "context")
+    over = [axis for axis in axes if table[axis][index] > 1]
+    return f"ZeRO-{stage} over " + "×".join(over)
+
+
+def size(count: float) -> str:
+    """Bytes for reading, decimal as chips are sold."""
+    if count == float("inf"):
+        return "any memory"
+    if count < 1e9:
+        return f"{count / 1e6:.0f} MB"
+    return f"{count / 1e9:.1f} GB"
+
+
+def remat(policy: str) -> str:
+    """A policy in a few words: the names of verbs without their rooms."""
+    kind, _, names = policy.partition(":")
+    if not names:
+        return kind
+    stems = [name.rpartition("/")[2] for name in names.split(",")]
+    short = {"query": "q", "key": "k", "value": "v"}
+    return f"{kind} " + "+".join(short.get(stem, stem) for stem in stems)

@@ -1,0 +1,588 @@
+"""The search: what is legal, what fits, what is first, and why the rest is not."""
+
+import dataclasses
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+
+from scaling_lab import cost, layouts, models, plan, record
+from scaling_lab.config import RunConfig, validate
+from scaling_lab.cost.memory import memory
+from scaling_lab.cost.predict import predict
+from scaling_lab.cost.runs import points_of
+from scaling_lab.hardware import parse_target
+from scaling_lab.plan import columns, emit, huggingface, law, rank, sizes, words
+from scaling_lab.plan.candidates import POLICIES, TRAINED, candidates, policy_of
+from scaling_lab.plan.question import Question, sequences, tokens
+
+
+def question(family="llama", size="8b", target="tpu-v5p:4x4x4", **changes):
+    shape = plan.of_config(models.size(family, size))
+    fields = {"batch": 128, "length": 4096} | changes
+    return Question(shape, parse_target(target), **fields)
+
+
+def rows(found):
+    names = list(found.table)
+    for values in zip(*found.table.values(), strict=True):
+        yield dict(zip(names, map(int, values), strict=True))
+
+
+# --- Words
+
+
+@pytest.mark.parametrize(
+    ("text", "length", "batch"),
+    [("4M", 8192, 512), ("4m", 8192, 512), ("100000", 4096, 24), ("1.5K", 512, 3)],
+)
+def test_batches_in_tokens(text, length, batch):
+    assert sequences(text, length) == batch
+
+
+def test_a_trillion_tokens_is_not_a_batch():
+    assert tokens("2T") == 2 * 2**40
+
+
+@pytest.mark.parametrize("text", ["4 M tokens", "", "M", "-4M", "4MB"])
+def test_a_batch_that_is_no_number(text):
+    with pytest.raises(ValueError, match="as 4M"):
+        sequences(text, 8192)
+
+
+def test_a_batch_of_less_than_a_sequence():
+    with pytest.raises(ValueError, match="--batch-tokens 8192"):
+        sequences(1000, 8192)
+
+
+def test_a_question_that_cannot_be():
+    with pytest.raises(ValueError, match="positions"):
+        question("gpt2", "124m", length=4096)
+    with pytest.raises(ValueError, match="did you mean tensor"):
+        question(axes=("data", "tensr"))
+    with pytest.raises(ValueError, match="node_gbps"):
+        question(node_gbps=0)
+    with pytest.raises(ValueError, match="name a machine"):
+        plan.plan(question(target="local"))
+
+
+# --- Laws
+
+
+def test_every_candidate_is_legal_one_by_one():
+    asked = question(size="70b", target="h100:4x8", batch=96, length=8192)
+    found, model = candidates(asked), asked.shape
+    seen = 0
+    for row in itertools.islice(rows(found), 0, None, 97):
+        seen += 1
+        assert row["expert"] == 1
+        sizes_ = ("data", "fsdp", "tensor", "context", "stage")
+        assert math.prod(row[axis] for axis in sizes_) == 32
+        assert model.n_heads % row["tensor"] == 0
+        assert model.d_ff % row["tensor"] == model.vocab % row["tensor"] == 0
+        assert not model.kv_heads % row["tensor"] or not row["tensor"] % model.kv_heads
+        assert 8 % row["tensor"] == 0  # stays inside a node
+        assert model.layers % (row["stage"] * row["pieces"]) == 0
+        replicas = row["data"] * row["fsdp"]
+        count = 96 // replicas // row["sequences"]
+        assert count * replicas * row["sequences"] == 96
+        assert row["stage"] == 1 or count >= row["stage"]
+        assert row["pieces"] == 1 or count % row["stage"] == 0
+        assert row["zero"] not in (1, 2) or row["data"] > 1
+        assert (row["zero"] == 3) == (row["fsdp"] > 1 and row["zero"] not in (1, 2))
+    assert seen > 100
+
+
+def test_nothing_legal_is_left_out():
+    """Of the trained axes: every mesh that `layouts.check` allows is a candidate."""
+    asked = question(target="tpu-v5p:2x2x4", axes=TRAINED, batch=16)
+    found = {
+        (row["data"], row["fsdp"], row["tensor"]) for row in rows(candidates(asked))
+    }
+    expected = set()
+    for data, fsdp, tensor in itertools.product((1, 2, 4, 8, 16), repeat=3):
+        if data * fsdp * tensor != 16:
+            continue
+        text = f"data={data},fsdp={fsdp},tensor={tensor}"
+        config = RunConfig(
+            asked.shape.config,
+            layouts.parse(text),
+            target=asked.target.text,
+            batch=16,
+            length=asked.length,
+        )
+        try:
+            validate(config)
+        except layouts.IllegalLayout:
+            continue
+        expected.add((data, fsdp, tensor))
+    assert found == expected
+    assert len(found) > 10
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_what_is_trained_validates_as_a_run(family):
+    size = {"llama": "1b", "gpt2": "1.5b"}[family]
+    asked = question(
+        family, size, "h100:1x8", axes=TRAINED, batch=32, length=1024, optimizer="lion"
+    )
+    found = plan.plan(asked, top=50)
+    assert len(found.choices) >= 4
+    for choice in found.choices:
+        assert choice.trained
+        config = plan.config_of(asked, choice)
+        validate(config)
+        assert config.batch == 32
+        assert config.accumulate == choice.microbatches
+        # The plan's bytes are those of the run.
+        run = memory(points_of([config]))
+        assert run.hbm_bytes[0] == pytest.approx(choice.peak_bytes, rel=1e-6)
+
+
+def test_refusals_are_counted_and_said():
+    refused = candidates(question(batch=48)).refused
+    assert any("48 sequences" in said for said in refused)
+    assert any("L=32" in said for said in refused)
+
+
+def test_tensor_leaves_a_node_only_when_asked():
+    narrow = candidates(question(target="h100:4x8"))
+    wide = candidates(question(target="h100:4x8", wide_tensor=True))
+    assert max(narrow.table["tensor"]) == 8
+    assert max(wide.table["tensor"]) == 32
+
+
+def test_no_legal_mesh_says_which_laws():
+    asked = question(target="tpu-v5p:4x4x4", axes=("tensor",), batch=3)
+    with pytest.raises(ValueError, match=r"tensor does not divide N=32"):
+        plan.plan(asked)
+
+
+def test_experts_are_a_subgroup():
+    shape = huggingface.read(MIXTRAL)
+    asked = Question(shape, parse_target("h100:2x8"), batch=64, length=4096)
+    found = candidates(asked)
+    assert set(found.table["expert"]) == {1, 2, 4, 8}
+    group = found.table["data"] * found.table["fsdp"] * found.table["context"]
+    assert not np.any(group % found.table["expert"])
+    assert not np.any(found.table["policy"] == 3)  # names verbs it does not have
+
+
+def test_policies_name_verbs_of_the_model():
+    for family, size in (("llama", "1b"), ("gpt2", "124m")):
+        asked = question(family, size, length=1024)
+        run = RunConfig(asked.shape.config, layouts.parse("data=1"))
+        names = {entry.name for entry in cost.record(run)}
+        for code in range(len(POLICIES)):
+            kind, _, verbs = policy_of(asked, code).partition(":")
+            assert kind in ("none", "full", "save")
+            assert not verbs or set(verbs.split(",")) <= names
+
+
+# --- Ranking
+
+
+def test_the_order_is_the_predictions_and_ties_are_intervals():
+    found = plan.plan(question(), top=30)
+    seconds = [choice.step_seconds for choice in found.choices]
+    assert seconds == sorted(seconds)
+    first = found.choices[0]
+    for choice in found.choices:
+        overlap = choice.step_seconds_low <= first.step_seconds_high
+        assert choice.tied == overlap
+        assert choice.peak_bytes <= found.question.limit_bytes
+        assert sum(choice.seconds_by.values()) == pytest.approx(choice.step_seconds)
+        assert sum(choice.bytes_by.values()) == pytest.approx(choice.peak_bytes)
+    assert len({choice.layout for choice in found.choices}) == len(found.choices)
+
+
+def test_nothing_that_fits_is_faster():
+    asked = question(axes=TRAINED)
+    priced = rank.rank(asked)
+    best = plan.plan(asked, top=1).choices[0]
+    assert best.step_seconds == priced.seconds[priced.fits].min()
+
+
+def test_a_choice_is_predicted_as_a_run_is():
+    """One road to a number: the plan's points and the run's agree."""
+    asked = question(axes=TRAINED, batch=64)
+    for choice in plan.plan(asked, top=8).choices:
+        if "zero" in choice.layout and "fsdp" in choice.layout:
+            continue
+        run = points_of([plan.config_of(asked, choice)])
+        one = columns.machine(asked.target)
+        run = run.replace(scale_up=one["scale_up"], recompute=_again(asked, choice))
+        found = predict(run).step_seconds[0]
+        assert found == pytest.approx(choice.step_seconds, rel=1e-6)
+
+
+def _again(asked, choice):
+    priced = rank.rank(asked)
+    return priced.points.recompute[choice.index]
+
+
+def test_reasons_name_what_costs_most():
+    asked = question(size="70b", target="h100:8x8", length=8192, batch=512)
+    found = plan.plan(asked, top=200)
+    said = " ".join(choice.reason for choice in found.choices[1:])
+    for word in ("bubble", "communication", "memory"):
+        assert word in said
+    assert found.choices[0].reason.startswith("fastest")
+    assert all(choice.reason.startswith("+") for choice in found.choices[1:])
+    assert all("needs" in choice.reason for choice in found.unfit)
+    for choice in found.unfit:
+        assert choice.peak_bytes > asked.limit_bytes
+
+
+def test_a_slow_network_keeps_traffic_inside_the_node():
+    def far(choice):
+        return sum(s for n, s in choice.seconds_by.items() if n.startswith("exposed"))
+
+    fast = plan.plan(question(size="70b", target="h100:8x8", node_gbps=3200)).choices[0]
+    slow = plan.plan(question(size="70b", target="h100:8x8", node_gbps=100)).choices[0]
+    assert slow.step_seconds > fast.step_seconds
+    assert far(slow) > far(fast)
+
+
+def test_node_gbps_is_of_a_node():
+    machine = columns.machine("h100:2x8", node_gbps=400)
+    assert machine["network_bytes_per_second"] == 400e9 / 8 / 8
+    assert columns.machine("tpu-v4:4x4x4", node_gbps=400)[
+        "network_bytes_per_second"
+    ] == (400e9 / 8 / 4 / 2)
+
+
+def test_tens_of_thousands_of_candidates():
+    priced = rank.rank(question(size="70b", target="tpu-v5p:8x8x8", batch=512))
+    assert len(priced.candidates) > 50_000
+
+
+# --- Confirmation by a compiler
+
+
+def compiler(verdicts):
+    """Answers in turn: bytes, or ``None`` for a compiler that runs out of memory."""
+    asked = []
+
+    def compile_run(config):
+        peak = verdicts[len(asked)]
+        asked.append(config)
+        fits = peak is not None
+        return record.RunRecord(
+            id=config.id,
+            environment="",
+            status="ok" if fits else "oom",
+            reason=None if fits else "needs 120 GiB a device",
+            asked={},
+            compiled={"peak_bytes": peak or 2**37, "fits": fits},
+        )
+
+    return compile_run, asked
+
+
+def test_the_best_are_confirmed():
+    compile_run, asked = compiler([2**30, 2**31])
+    found = plan.confirm(plan.plan(question(axes=TRAINED)), 2, compile_run)
+    assert [choice.confirmed for choice in found.choices[:3]] == [True, True, None]
+    assert [choice.peak_bytes for choice in found.choices[:2]] == [2**30, 2**31]
+    assert [config.layout.name for config in asked] == [
+        choice.layout for choice in found.choices[:2]
+    ]
+
+
+def test_what_the_compiler_refuses_is_last_and_the_next_is_first():
+    compile_run, asked = compiler([None, 2**30])
+    before = plan.plan(question(axes=TRAINED), top=4)
+    found = plan.confirm(before, 1, compile_run)
+    assert len(asked) == 2
+    assert found.choices[0].confirmed is True
+    assert found.choices[0].reason.startswith("fastest")
+    assert found.choices[-1].confirmed is False
+    assert found.choices[-1].index == before.choices[0].index
+    assert "needs 120 GiB" in found.choices[-1].reason
+
+
+def test_patience_ends():
+    compile_run, asked = compiler([None] * 10)
+    found = plan.confirm(plan.plan(question(axes=TRAINED)), 2, compile_run)
+    assert len(asked) == 4
+    assert not any(choice.confirmed for choice in found.choices)
+
+
+def test_what_cannot_be_compiled_says_why(tmp_path):
+    found = plan.plan(question(axes=("context", "stage", "tensor"), batch=64))
+    untrained = dataclasses.replace(
+        found, choices=tuple(c for c in found.choices if not c.trained)
+    )
+    with pytest.raises(ValueError, match="--axes data,fsdp,tensor"):
+        plan.confirm(untrained, 1, compiler([])[0])
+    shape = huggingface.read(MIXTRAL)
+    asked = Question(shape, parse_target("h100:2x8"), 64, 4096, axes=TRAINED)
+    with pytest.raises(ValueError, match="no family of this lab"):
+        plan.confirm(plan.plan(asked), 1, compiler([])[0])
+
+
+# --- Neighbouring questions
+
+
+def test_the_smallest_machine_is_the_smallest():
+    asked = question(size="70b", target="h100:8x8", batch=64)
+    smallest = plan.smallest_machine(asked)
+    assert smallest is not None
+    assert plan.plan(dataclasses.replace(asked, target=smallest)).choices
+    for target in sizes.machines(asked.target.chip):
+        if target.chips < smallest.chips:
+            smaller = dataclasses.replace(asked, target=target)
+            assert sizes.lightest(smaller)[0] > smaller.limit_bytes
+
+
+def test_what_fits_nowhere_says_by_how_much():
+    said = sizes.too_large(question(size="70b", target="tpu-v5e:2x2", batch=64))
+    assert "more than the" in said
+    assert "the smallest machine that would do is tpu-v5e:" in said
+
+
+def test_the_largest_batch_fits_and_no_larger_does():
+    asked = question(target="tpu-v5p:2x2x4", axes=TRAINED)
+    batch, layout = plan.largest_batch(asked)
+    assert batch > 0
+    held = dataclasses.replace(asked, batch=batch)
+    priced = rank.rank(held)
+    whole = law.microbatches(held, priced.candidates.table) == 1
+    fitting = np.flatnonzero(priced.fits & whole)
+    assert layout in {words.layout(priced, index) for index in fitting}
+    double = dataclasses.replace(asked, batch=2 * batch)
+    larger = candidates(double)
+    at_once = np.flatnonzero(law.microbatches(double, larger.table) == 1)
+    assert len(at_once)
+    needs = memory(rank.as_points(double, larger.take(at_once))).hbm_bytes
+    assert needs.min() > asked.limit_bytes
+
+
+def test_a_budget_goes_where_tokens_are_cheapest():
+    asked = question(size="1b", target="h100:8x8", batch=256, length=2048)
+    most = plan.for_budget(asked, 1000)
+    assert len(most) > 3
+    tokens_ = [best.tokens for best in most]
+    assert tokens_ == sorted(tokens_, reverse=True)
+    assert all(best.chip_hours == pytest.approx(1000) for best in most)
+    target = tokens_[0] / 3
+    reached = plan.for_budget(asked, 1000, target)
+    assert all(best.chip_hours <= 1000 for best in reached)
+    hours = [best.hours for best in reached]
+    assert hours == sorted(hours)
+    assert plan.for_budget(asked, 1, tokens_[0]) == []
+    with pytest.raises(ValueError, match="chip_hours"):
+        plan.for_budget(asked, 0)
+
+
+# --- Models from elsewhere
+
+
+MIXTRAL = {
+    "model_type": "mixtral",
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "vocab_size": 32000,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "max_position_embeddings": 32768,
+}
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "vocab_size": 128256,
+    "rope_theta": 500000.0,
+}
+QWEN2 = {
+    "model_type": "qwen2",
+    "hidden_size": 3584,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "intermediate_size": 18944,
+    "vocab_size": 152064,
+    "sliding_window": 131072,
+    "use_sliding_window": False,
+}
+QWEN3_MOE = {
+    "model_type": "qwen3_moe",
+    "hidden_size": 2048,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "intermediate_size": 6144,
+    "moe_intermediate_size": 768,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "vocab_size": 151936,
+}
+DEEPSEEK = {
+    "model_type": "deepseek_v3",
+    "hidden_size": 7168,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 128,
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "intermediate_size": 18432,
+    "moe_intermediate_size": 2048,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 8,
+    "first_k_dense_replace": 3,
+    "vocab_size": 129280,
+}
+GPT2 = {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12}
+
+
+@pytest.mark.parametrize(
+    ("config", "params", "active"),
+    [
+        # As published with the weights (safetensors index) of each.
+        (LLAMA, 8_030_261_248, 8_030_261_248),
+        (MIXTRAL, 46_702_792_704, 12_879_925_248),
+        (QWEN2, 7_615_616_512, 7_615_616_512),
+        (QWEN3_MOE, 30_532_122_624, 3_353_032_704),
+        (DEEPSEEK, 671_026_419_200, 37_552_297_472),
+        (GPT2 | {"vocab_size": 50257, "n_positions": 1024}, 124_439_808, 124_439_808),
+    ],
+)
+def test_parameters_of_published_models(config, params, active):
+    shape = huggingface.read(config)
+    assert (shape.params, shape.active_params) == (params, active)
+
+
+def test_a_config_that_is_a_family_of_ours_can_be_compiled(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(LLAMA))
+    shape = plan.read(path)
+    ours = plan.of_config(shape.config)
+    assert ours.params == shape.params
+    assert (ours.layers, ours.kv_heads, ours.vocab) == (32, 8, 128256)
+    path.write_text(json.dumps(MIXTRAL))
+    assert plan.read(path).config is None
+
+
+def test_a_familys_fields(tmp_path):
+    path = tmp_path / "mine.json"
+    fields = {"L": 4, "D": 256, "N": 8, "K": 4, "H": 32, "F": 512, "V": 1024}
+    path.write_text(json.dumps({"family": "llama", **fields}))
+    assert plan.read(path).config.F == 512
+    path.write_text(json.dumps({"family": "llama", "size": "8b", "L": 2}))
+    assert plan.read(path).layers == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "holds a list"),
+        ('{"family": "lama"}', "did you mean llama"),
+        ('{"family": "llama", "LL": 3}', "unknown field"),
+        ('{"family": "llama", "L": 3}', "missing"),
+        ('{"model_type": "lama"}', "did you mean llama"),
+        ('{"model_type": "llama"}', "no hidden_size"),
+    ],
+)
+def test_a_model_file_that_cannot_be_read(tmp_path, text, said):
+    path = tmp_path / "model.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=said) as raised:
+        plan.read(path)
+    assert str(path) in str(raised.value)
+
+
+# --- Flags of other trainers
+
+
+def choice_of(asked, **wanted):
+    """The fastest candidate with these columns."""
+    priced = rank.rank(asked)
+    for name, value in wanted.items():
+        priced.fits[:] &= priced.candidates.table[name] == value
+    from scaling_lab.plan.answer import answered
+
+    return answered(priced, 1).choices[0]
+
+
+def test_there_are_three_tools():
+    assert emit.tools() == ("maxtext", "megatron", "torchtitan")
+    asked = question()
+    with pytest.raises(ValueError, match="did you mean megatron"):
+        emit.flags("megatron-lm", asked, plan.plan(asked, top=1).choices[0])
+
+
+@pytest.mark.parametrize("tool", emit.tools())
+def test_flags_multiply_to_the_machine(tool):
+    asked = question(size="70b", target="h100:8x8", batch=512, length=8192)
+    for choice in plan.plan(asked, top=40).choices:
+        values = emit.flags(tool, asked, choice).values
+        assert _devices(tool, values, choice) == 64
+        assert _sequences(tool, values, choice) == 512
+
+
+def _devices(tool, values, choice):
+    if tool == "maxtext":
+        return math.prod(
+            value for name, value in values.items() if name.endswith("_parallelism")
+        )
+    if tool == "torchtitan":
+        degrees = [v for n, v in values.items() if n.endswith("_degree")]
+        return math.prod(degrees)
+    sizes_ = ("tensor", "pipeline")
+    model = math.prod(values[f"{name}-model-parallel-size"] for name in sizes_)
+    rest = choice.mesh.get("data", 1) * choice.mesh.get("fsdp", 1)
+    return model * values["context-parallel-size"] * rest
+
+
+def _sequences(tool, values, choice):
+    if tool == "maxtext":
+        steps = values.get("gradient_accumulation_steps", 1)
+        return values["per_device_batch_size"] * 64 * steps
+    if tool == "torchtitan":
+        return values["training.global_batch_size"]
+    return values["global-batch-size"]
+
+
+def test_what_cannot_be_said_is_named():
+    asked = question(size="70b", target="h100:8x8", batch=512, length=8192)
+    zero_bubble = choice_of(asked, schedule=3)
+    for tool in emit.tools():
+        said = " ".join(emit.flags(tool, asked, zero_bubble).unmapped)
+        assert "zero_bubble" in said or "ZB-H1" in said
+    whole = choice_of(asked, zero=1, fsdp=1)
+    assert emit.flags("megatron", asked, whole).values["use-distributed-optimizer"]
+    titan = emit.flags("torchtitan", asked, whole)
+    assert any("ZeRO-1" in said for said in titan.unmapped)
+    assert "not mapped" in titan.text()
+
+
+def test_maxtext_spans_slices_with_data():
+    asked = question(target="tpu-v6e:16x16*2", batch=512)
+    choice = choice_of(asked, data=2, fsdp=256)
+    values = emit.flags("maxtext", asked, choice).values
+    assert values["dcn_data_parallelism"] == 2
+    assert values["ici_data_parallelism"] == 1
+    assert values["ici_fsdp_parallelism"] == 256
+
+
+def test_megatron_lines_are_words():
+    asked = question(size="70b", target="h100:8x8", batch=512, length=8192)
+    lines = emit.flags("megatron", asked, choice_of(asked, tensor=8)).lines()
+    assert "--tensor-model-parallel-size 8" in lines
+    assert "--swiglu" in lines
+    assert "--sequence-parallel" in lines
