@@ -1,4 +1,4 @@
-"""Predicted steps: physics that must hold, prices that must add up, fits that recover."""
+"""Predicted steps: physics that holds, prices that add up, fits that recover."""
 
 import dataclasses
 import json
