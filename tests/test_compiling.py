@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from scaling_lab import record as record_room
 from scaling_lab.config import configure
 from scaling_lab.sweep import compile_run, compiling, driver, worker
 from scaling_lab.sweep.run import run_here
@@ -183,18 +184,21 @@ def test_steps_compile_side_by_side_and_one_failure_is_one_row(tmp_path):
 
 
 @tpu
-def test_a_compiler_that_dies_is_a_row(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [(signal.SIGSEGV, "signal 11"), (signal.SIGKILL, "this machine's memory")],
+)
+def test_a_compiler_that_dies_is_a_row(number, says, tmp_path, monkeypatch):
     start = worker.start
 
     def start_and_kill(*args):
         process = start(*args)
-        kill = threading.Timer(1.0, os.kill, (process.pid, signal.SIGSEGV))
-        kill.start()
+        threading.Timer(1.0, os.kill, (process.pid, number)).start()
         return process
 
     monkeypatch.setattr(driver.worker, "start", start_and_kill)
     found = compile_run(tiny_step(), cache_dir=tmp_path)
-    assert found.status == "crashed" and "signal 11" in found.reason
+    assert found.status == "crashed" and says in found.reason
     assert found.compiled is None
     assert not list((tmp_path / "verdicts").iterdir())
 
@@ -256,6 +260,7 @@ from jax._src import xla_bridge
 def started(*_): raise SystemExit("devices were started")
 xla_bridge.backends = started
 from scaling_lab import cost
+from scaling_lab import record as record_room
 from scaling_lab.config import configure
 from scaling_lab.sweep.run import check_legal, predicted
 config = configure("llama", "toy", "fsdp=8", "tpu-v5e:2x4", batch=16, remat="full")
@@ -284,3 +289,23 @@ def test_the_verb(compiled, cache, tmp_path):
     assert answer["peak_bytes"] == compiled[0].compiled["peak_bytes"]
     assert (tmp_path / "out.txt").read_text() == compiled[1].read_text()
     assert "peak bytes a device" in done.stdout and "all-gather" in done.stdout
+
+
+@tpu
+def test_a_sweep_of_compiles_keeps_its_rows(
+    compiled, cache, tmp_path, capsys, monkeypatch
+):
+    from scaling_lab.cli.sweep import run_configs
+
+    monkeypatch.setenv("SCALING_LAB_CACHE", str(cache))
+    configs = [tiny_step(), tiny_step(batch=6), tiny_step(target="mi300x:1x4")]
+    code = run_configs(configs, tmp_path, compile_only=True)
+    assert code == 1
+    first, uneven, absent = record_room.read(tmp_path)
+    assert first.status == "ok" and first.measured is None
+    assert first.compiled["cache_hit"], "other data, the same step"
+    assert first.compiled["peak_bytes"] == compiled[0].compiled["peak_bytes"]
+    assert first.id != compiled[0].id and first.asked["data"]["digest"]
+    assert uneven.status == "illegal" and "batch" in uneven.reason
+    assert absent.status == "crashed" and "no compiler for mi300x" in absent.reason
+    assert "GiB a device" in capsys.readouterr().out

@@ -18,6 +18,7 @@ def sweep(
     dry_run: bool = False,
     keep_stale: bool = False,
     timeout: float | None = None,
+    compile_only: bool = False,
     json: bool = False,
 ) -> int:
     """Run every combination of the given values, each in its own process.
@@ -27,17 +28,29 @@ def sweep(
 
         scaling-lab sweep --target cpu:8 --layout ddp fsdp --batch 8 16 --out runs/a
 
+    For a machine that is not here, its compiler alone can be asked:
+
+        scaling-lab sweep --compile-only --target tpu-v6e:4x4 --size 1b \\
+            --layout fsdp=16 fsdp=4,tensor=4 --batch 32 --length 4096 --out runs/b
+
     Args:
         grid: What to run; every flag takes several values.
         out: Folder for records.jsonl and report.html.
         dry_run: Say what would run and how long it might take, and stop.
         keep_stale: Keep finished runs of other code, jax or flags.
         timeout: Seconds a run may take.
+        compile_only: Compile each for its target, with or without the machine.
         json: Print the records as JSON lines instead of a table.
     """
     configs = make_grid(words(grid))
     return run_configs(
-        configs, out, dry_run=dry_run, keep_stale=keep_stale, timeout=timeout, json=json
+        configs,
+        out,
+        dry_run=dry_run,
+        keep_stale=keep_stale,
+        timeout=timeout,
+        compile_only=compile_only,
+        json=json,
     )
 
 
@@ -55,21 +68,30 @@ def run_configs(
     dry_run: bool = False,
     keep_stale: bool = False,
     timeout: float | None = None,
+    compile_only: bool = False,
     json: bool = False,
 ) -> int:
     """Announces, runs, and shows; returns the exit code."""
     from scaling_lab import sweep as sweeps
 
     say = Console(stderr=json, highlight=False)
-    seconds = sweeps.estimate_seconds(configs)
-    say.print(f"{len(configs)} runs, about {_duration(seconds)} on this machine")
+    if compile_only:
+        say.print(f"{len(configs)} to compile, a minute or two each where new")
+    else:
+        seconds = sweeps.estimate_seconds(configs)
+        say.print(f"{len(configs)} runs, about {_duration(seconds)} on this machine")
     if dry_run:
         for config in configs:
             say.print(f"  {_label(config)}", soft_wrap=True)
         return 0
     with _Watch(say, configs) as watch:
         summary = sweeps.sweep(
-            configs, out, keep_stale=keep_stale, timeout=timeout, watch=watch
+            configs,
+            out,
+            keep_stale=keep_stale,
+            timeout=timeout,
+            watch=watch,
+            run=sweeps.compile_only if compile_only else None,
         )
     return show_summary(summary, say, as_json=json)
 
@@ -139,18 +161,24 @@ class _Watch:
 
     def _line(self, label: str, row: Any) -> None:
         if row.status == "ok":
-            loss = row.measured["loss"]["final"]
             compiled = row.compiled["compile_seconds"]
             hit = " (cached)" if row.compiled["cache_hit"] else ""
             spent = row.provenance["seconds"]
             self.say.print(
-                f"  ok       {label}  loss {loss:.4f}, compiled in {compiled:.1f} s"
+                f"  ok       {label}  {_found(row)}, compiled in {compiled:.1f} s"
                 f"{hit}, {spent:.0f} s in all",
                 soft_wrap=True,
             )
         else:
             self.say.print(f"  [red]{row.status:8}[/] {label}", soft_wrap=True)
             self.say.print(f"           {row.reason.splitlines()[0]}", markup=False)
+
+
+def _found(row: Any) -> str:
+    """The loss of a run; of a step that was only compiled its memory."""
+    if row.measured is not None:
+        return f"loss {row.measured['loss']['final']:.4f}"
+    return f"peak {row.compiled['peak_bytes'] / 2**30:.2f} GiB a device"
 
 
 def _label(config: Any) -> str:

@@ -7,7 +7,7 @@ asks the target's compiler, and `compile_step` asks it about any function.
 """
 
 from scaling_lab.sweep.any_step import compile_step, target_mesh
-from scaling_lab.sweep.compiling import compile_run
+from scaling_lab.sweep.compiling import compile_only, compile_run
 from scaling_lab.sweep.driver import Summary, sweep
 from scaling_lab.sweep.grid import estimate_seconds, grid
 from scaling_lab.sweep.long_run import LongRun, Trained, run_training
@@ -17,6 +17,7 @@ __all__ = [
     "LongRun",
     "Summary",
     "Trained",
+    "compile_only",
     "compile_run",
     "compile_step",
     "estimate_seconds",

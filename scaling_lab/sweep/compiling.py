@@ -7,6 +7,7 @@ in the cache by config, code, library versions and compiler version, flags inclu
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import time
@@ -14,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from scaling_lab import record
-from scaling_lab.compile.backends import backend_of
+from scaling_lab.compile.backends import NoCompiler, backend_of
 from scaling_lab.compile.judge import Verdict, judge
 from scaling_lab.config import RunConfig
-from scaling_lab.data import store
+from scaling_lab.data import DataConfig, store
 from scaling_lab.record import RunRecord
 from scaling_lab.sweep import driver, worker
 from scaling_lab.sweep.provenance import environment, provenance
-from scaling_lab.sweep.run import Tell, check_legal, failure, predicted, row
+from scaling_lab.sweep.run import Tell, asked, check_legal, failure, predicted, row
 from scaling_lab.train import make_program
 
 #: Verdicts that another try would only repeat.
@@ -65,14 +66,41 @@ def compile_run(
         making = kept.with_suffix(".txt.gz")
         making.parent.mkdir(parents=True, exist_ok=True)
         job = worker.Job(cache_dir, making)
-        known = driver.run_alone(config, job, timeout, watch)
+        known = _of_the_step(driver.run_alone(config, job, timeout, watch))
         if known.status in _LASTING:
             store.write(kept.with_suffix(".json"), known.to_json())
     else:
         watch("kept", config, {})
-    if module is not None and known.status in _LASTING:
-        store.write(module, module_text(kept) or "")
+        known = dataclasses.replace(known, id=config.id, asked=asked(config))
+    text = module_text(kept) if module and known.status in _LASTING else None
+    if module is not None and text is not None:
+        store.write(module, text)
     return known
+
+
+def compile_only(
+    config: RunConfig, timeout: float | None, cache_dir: Any, watch: driver.Watcher
+) -> RunRecord:
+    """A sweep's `driver.Runner` for machines that are not here: nothing is measured."""
+
+    def quiet(event: str, config: RunConfig, facts: dict[str, Any]) -> None:
+        if event not in ("start", "kept"):  # the sweep says those itself
+            watch(event, config, facts)
+
+    try:
+        return compile_run(config, timeout=timeout, cache_dir=cache_dir, watch=quiet)
+    except ValueError as error:
+        status = "illegal" if not isinstance(error, NoCompiler) else "crashed"
+        source = provenance(config.xla_flags, config.seed)
+        return row(config, source, status, str(error))
+
+
+def _of_the_step(found: RunRecord) -> RunRecord:
+    """The record, where memory that ran out is the target's and not this machine's."""
+    if found.status == "oom" and found.compiled is None:
+        reason = f"the compiler ran out of this machine's memory: {found.reason}"
+        return dataclasses.replace(found, status="crashed", reason=reason)
+    return found
 
 
 def key(config: RunConfig) -> str:
@@ -82,7 +110,9 @@ def key(config: RunConfig) -> str:
       NoCompiler: the target's compiler is not installed, or there is none.
     """
     compiler = backend_of(config.parsed_target()).version()
-    whole = [config.id, environment(config.xla_flags), compiler]
+    # What is learned from, and when it is looked at, is no part of the step.
+    step = dataclasses.replace(config, data=DataConfig(), seed=0, evaluate_batches=0)
+    whole = [step.id, environment(config.xla_flags), compiler]
     return record.digest(whole)
 
 
@@ -146,4 +176,4 @@ def _read(kept: Path) -> RunRecord | None:
         return None
     assert found.compiled is not None
     compiled = found.compiled | {"cache_hit": True}
-    return RunRecord(**{**vars(found), "compiled": compiled})
+    return dataclasses.replace(found, compiled=compiled)

@@ -29,6 +29,8 @@ GRACE_SECONDS = 30.0
 
 #: Told what the sweep is doing: ``(event, config, facts)``.
 Watcher = Callable[[str, RunConfig, dict[str, Any]], None]
+#: Makes one config's record: ``(config, timeout, cache_dir, watch)``.
+Runner = Callable[[RunConfig, float | None, Any, Watcher], RunRecord]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,7 @@ def sweep(
     timeout: float | None = None,
     cache_dir: Any = None,
     watch: Watcher = lambda *_: None,
+    run: Runner | None = None,
 ) -> Summary:
     """Runs every config that has no finished record of the same code, jax and flags.
 
@@ -65,6 +68,7 @@ def sweep(
       out: a folder; its ``records.jsonl`` grows by one line a run.
       timeout: seconds a run may take before it becomes a ``timeout`` row.
       watch: called as runs go on.
+      run: what makes each record; by default the run itself, in its own process.
     """
     path = record.file_of(out)
     configs = [with_data(config, cache_dir)[0] for config in configs]
@@ -84,7 +88,7 @@ def sweep(
             watch("kept", config, {})
         else:
             watch("start", config, {"stale": stale})
-            done = _run(config, timeout, cache_dir, watch)
+            done = (run or _run)(config, timeout, cache_dir, watch)
             record.append(path, done)
             known[config.id] = done
             counts["ran"] += 1
