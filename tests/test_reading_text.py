@@ -386,6 +386,78 @@ def test_verbs_and_passes_of_traced_names(op_name, verb, passed):
     assert _names.pass_of(op_name) == passed
 
 
+@pytest.mark.parametrize(
+    ("op_name", "names"),
+    [
+        ("jit(s)/a/(b/x:c/d(e)/y)", ("jit(s)/a/b/x", "jit(s)/a/c/d(e)/y")),
+        ("jit(s)/a/x;jit(s)/b/y", ("jit(s)/a/x", "jit(s)/b/y")),
+        ("jit(s)/transpose(jvp(a/b))/x", ("jit(s)/transpose(jvp(a/b))/x",)),
+        ("", ("",)),
+    ],
+)
+def test_merged_names_are_taken_apart(op_name, names):
+    assert _names.alternatives(op_name) == names
+
+
+def test_arrays_that_move_together_are_told_apart():
+    names = "jit(s)/jvp()/(ffn/up/convert:ffn/down/convert)"
+    half = "bf16[512,4096]{1,0}"
+    text = module(
+        f"%a = {half} parameter(0)",
+        "%b = bf16[1536,4096]{1,0} parameter(1)",
+        f"%s = (({half}, {half}), ({half}, {half})) reduce-scatter-start(%a, %b), "
+        f'channel_id=1, {GROUPS}, dimensions={{0}}, metadata={{op_name="{names}"}}',
+        f"%d = ({half}, {half}) reduce-scatter-done(%s)",
+    )
+    found = read_module(text, MESH, V5P)
+    moved = {row["verb"]: row for row in found["collectives"]}
+    assert moved["ffn/up"]["bytes"] == 512 * 4096 * 2
+    assert moved["ffn/down"]["bytes"] == 1536 * 4096 * 2
+    whole = alone(2048 * 4096 * 2, kind="reduce-scatter")
+    assert moved["ffn/down"]["seconds"] == pytest.approx(whole * 3 / 4)
+    assert found["step_seconds"] == pytest.approx(whole)
+
+
+def test_a_wait_is_charged_to_what_was_queued_before():
+    (a, ad), (b, bd) = gather("a", 1), gather("b", 2)
+    text = module(
+        BIG,
+        a.replace(", dimensions", ', metadata={op_name="jit(s)/jvp()/one/x"}, dim'),
+        b.replace(", dimensions", ', metadata={op_name="jit(s)/jvp()/two/x"}, dim'),
+        bd,
+        ad,
+    )
+    found = read_module(text, MESH, V5P)
+    waits = {row["verb"]: row["exposed_seconds"] for row in found["collectives"]}
+    assert waits == {"one": pytest.approx(alone()), "two": pytest.approx(alone())}
+
+
+def test_what_crosses_slices_is_sent_over_the_network():
+    attributes = (
+        "is_host_transfer=true, frontend_attributes={"
+        '_xla_host_transfer_rendezvous="all-reduce.1_0",'
+        '_xla_megascale_transfer_type="ALL_REDUCE"}'
+    )
+    text = module(
+        BIG,
+        "%t = token[] after-all()",
+        f"%r = ({SHARD}, u32[], token[]) recv(%t), channel_id=2, {attributes}",
+        f"%s = ({SHARD}, u32[], token[]) send(%g, %t), channel_id=3, {attributes}",
+        "%sd = token[] send-done(%s), channel_id=3",
+        f"%rd = ({SHARD}, token[]) recv-done(%r), channel_id=2",
+        header=", num_partitions=64",
+    )
+    found = read_module(text, {"data": 2, "fsdp": 64}, "tpu-v5p:4x4x4*2")
+    (row,) = found["collectives"]
+    assert (row["kind"], row["axes"], row["link"]) == ("all-reduce", ["data"], "dcn")
+    size = 1024 * 4096 * 2
+    assert row["bytes"] == size
+    rate = 6.25e9 * price.FITTED["Google"].network
+    assert found["exposed_seconds"] == pytest.approx(size / rate, rel=0.01)
+    with pytest.raises(ValueError, match="64 partitions but the mesh"):
+        read_module(text, {"fsdp": 96}, "tpu-v5p:4x4x4*2")
+
+
 def test_what_has_no_name_is_its_users():
     start, done = gather(operand="c")
     text = module(
@@ -481,9 +553,22 @@ def test_values_live_from_their_line_to_their_last_user():
         f"ROOT %d = {CELL} negate(%c)",
     )
     found = peak(text)
-    assert found.bytes == 4 * 4 * MIB  # p, a, b and c
-    assert {each.name for each in found.buffers} == {"p", "a", "b", "c"}
+    assert found.bytes == 3 * 4 * MIB  # p, a and b; c overwrites one of them
+    assert {each.name for each in found.buffers} == {"p", "a", "b"}
     assert [each.what for each in found.buffers].count("argument") == 1
+
+
+def test_where_aliases_are_listed_nothing_else_is_overwritten():
+    listed = 'backend_config={"aliasing_operands":{"lists":[]}}'
+    lines = (
+        f"%p = {CELL} parameter(0)",
+        f"%a = {CELL} negate(%p)",
+        f"%b = {CELL} negate(%a)",
+        f"ROOT %c = {CELL} negate(%b)",
+    )
+    assert peak(module(*lines)).bytes == 2 * 4 * MIB
+    lines = (lines[0], f"{lines[1]}, {listed}", *lines[2:])
+    assert peak(module(*lines)).bytes == 3 * 4 * MIB
 
 
 def test_a_donated_argument_holds_the_result():
@@ -531,7 +616,7 @@ def test_a_loop_needs_its_body_beside_its_state():
         others=others,
     )
     found = peak(text)
-    assert found.bytes == 16 * MIB  # p, the state, y and z
+    assert found.bytes == 16 * MIB  # p, the state, y and z, which e overwrites
     loops = {each.name: each.loop for each in found.buffers}
     assert loops == {"p": None, "a": None, "y": "body", "z": "body"}
 

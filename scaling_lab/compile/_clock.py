@@ -23,6 +23,7 @@ class Piece:
       flops: of one execution.
       kind, axes, bytes: of a collective, as `hlo.Collective` counts.
       overlapped: whether it was started before it was asked for.
+      shares: (op_name, share) of each array, where several move together.
     """
 
     what: str
@@ -41,11 +42,31 @@ class Piece:
     axes: tuple[str, ...] = ()
     bytes: int = 0
     overlapped: bool = False
+    shares: tuple[tuple[str, float], ...] = ()
 
     @property
     def seconds(self) -> float:
         """What one execution adds to the step."""
         return (self.scheduled_seconds or 0.0) + self.modelled_seconds
+
+    def divided(self) -> list[Piece]:
+        """What moves together as one piece for each name."""
+        if len({name for name, _ in self.shares}) < 2:
+            return [self]
+        parts: dict[str, float] = {}
+        for name, share in self.shares:
+            parts[name] = parts.get(name, 0.0) + share
+        return [
+            dataclasses.replace(
+                self,
+                op_name=name,
+                modelled_seconds=self.modelled_seconds * share,
+                hidden_seconds=self.hidden_seconds * share,
+                bytes=round(self.bytes * share),
+                shares=(),
+            )
+            for name, share in parts.items()
+        ]
 
 
 @dataclasses.dataclass
@@ -57,11 +78,11 @@ class _Flight:
     seconds: float
     waited: float = 0.0
 
-    def landed(self) -> Piece:
+    def landed(self) -> list[Piece]:
         hidden = max(0.0, self.seconds - self.waited)
         return dataclasses.replace(
             self.piece, modelled_seconds=self.waited, hidden_seconds=hidden
-        )
+        ).divided()
 
 
 class Clock:
@@ -84,7 +105,7 @@ class Clock:
         """Something synchronous on some lanes: all of it is waited for."""
         flight = _Flight(piece, self._occupy(seconds, list(lanes)), seconds)
         self._wait(flight)
-        return [flight.landed()]
+        return flight.landed()
 
     def start(
         self, key: str, piece: Piece, seconds: float, lanes: Iterable[object]
@@ -99,7 +120,7 @@ class Clock:
         flights = self._flights.pop(key, [])
         for flight in flights:
             self._wait(flight)
-        return [flight.landed() for flight in flights]
+        return [piece for flight in flights for piece in flight.landed()]
 
     def finish_all(self) -> list[Piece]:
         """Waits for everything that nobody asked for."""

@@ -39,7 +39,7 @@ def verb_of(op_name: str) -> str:
     >>> verb_of("jit(step)/jvp(head)/shard_map/while")
     'head'
     """
-    parts = _PARTS.split(op_name.partition(";")[0])
+    parts = _PARTS.split(alternatives(op_name)[0])
     kept: list[str] = []
     for part in parts[:-1] if len(parts) > 1 else []:
         inner = part
@@ -57,6 +57,25 @@ def array_of(op_name: str) -> str:
 
 
 @functools.lru_cache(maxsize=1 << 14)
+def alternatives(op_name: str) -> tuple[str, ...]:
+    """The names that the compiler merged into one: ``a/(b/x:c/y)``, or ``a;b``."""
+    if ";" in op_name:
+        return tuple(op_name.split(";"))
+    start = op_name.find("/(")
+    if start < 0 or not op_name.endswith(")"):
+        return (op_name,)
+    parts, depth, word = [], 0, ""
+    for letter in op_name[start + 2 : -1]:
+        depth += (letter == "(") - (letter == ")")
+        if letter == ":" and not depth:
+            parts.append(word)
+            word = ""
+        else:
+            word += letter
+    return tuple(f"{op_name[: start + 1]}{part}" for part in (*parts, word))
+
+
+@functools.lru_cache(maxsize=1 << 14)
 def pass_of(op_name: str) -> str:
     """Which pass of a training step a traced name is in."""
     if "rematted_computation" in op_name:
@@ -71,7 +90,7 @@ class Names:
 
     Its own counts if it names a verb, then that of what is fused in it, then the first
     user's (through a loop's state too), then an operand's, then its own without a verb.
-    Of a reduction the operand comes before the user: it sums what a verb made.
+    Of a reduction or a view the operand comes before the user: it is what a verb made.
     """
 
     def __init__(self, module: Module):
@@ -87,8 +106,12 @@ class Names:
     def _find(self, computation: Computation) -> dict[str, str]:
         own = {name: self._own(each) for name, each in computation.items()}
         named = {name: text for name, text in own.items() if verb_of(text)}
-        sums = {n for n, each in computation.items() if self._reduces(each)}
-        self._by_users(computation, named, sums)
+        late = {
+            name
+            for name, each in computation.items()
+            if each.opcode in _VIEWS or self._reduces(each)
+        }
+        self._by_users(computation, named, late)
         self._by_operands(computation, named)
         self._by_users(computation, named, set())
         return {name: named.get(name) or own[name] for name in computation}
@@ -103,6 +126,8 @@ class Names:
                     named.setdefault(operand, text)
             if instruction.opcode in _OPAQUE or name not in named:
                 continue
+            if len(alternatives(instruction.op_name)) > 1:
+                continue  # of several verbs' arrays: it is not known whose is which
             for operand in instruction.operands:
                 if operand in but or operand not in computation:
                     continue
@@ -157,6 +182,7 @@ class Names:
                         yield state.operands[place], names[name]
 
 
+_VIEWS = {"bitcast", "get-tuple-element"}
 _SUMS = {"all-reduce", "reduce-scatter"}
 _HOLDERS = {"fusion", "call-start", "async-start"}
 _OPAQUE = {"while", "conditional", "tuple", "call", "parameter", "constant"}

@@ -126,6 +126,9 @@ class Schedule:
             move = dataclasses.replace(
                 base, what=COLLECTIVE, kind=kind, axes=axes, bytes=size
             )
+            if each is instruction:
+                shares = self._shares(computation, instruction)
+                move = dataclasses.replace(move, shares=shares)
             pieces += self._move(move, each, _key(instruction, name, each), clock)
         return pieces
 
@@ -162,6 +165,21 @@ class Schedule:
                 body = self._module.computations[name]
                 for each in body.values():
                     yield from self._inside(body, each)
+
+    def _shares(
+        self, computation: Computation, instruction: Instruction
+    ) -> tuple[tuple[str, float], ...]:
+        """The name and the share of bytes of each array of a collective."""
+        operands = instruction.operands
+        if len(operands) < 2:
+            return ()
+        names = self._names.of(computation)
+        merged = _names.alternatives(instruction.op_name)
+        if len(merged) != len(operands):
+            merged = tuple(names[operand] for operand in operands)
+        sizes = [_shapes.total_bytes(computation[each].shape) for each in operands]
+        whole = sum(sizes) or 1
+        return tuple((n, s / whole) for n, s in zip(merged, sizes, strict=True))
 
     # What takes time.
 
