@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling_lab import record
-from scaling_lab.compile.backends import NoCompiler, backend_of
+from scaling_lab.compile.backends import NoCompiler, backend_of, options
 from scaling_lab.compile.judge import Verdict, judge
 from scaling_lab.config import RunConfig
 from scaling_lab.data import DataConfig, store
@@ -54,10 +54,11 @@ def compile_run(
       ``timeout`` with a reason.
 
     Raises:
-      ValueError: the config is illegal.
+      ValueError: the config is illegal, or its flags are none.
       NoCompiler: the target's compiler is not installed, or there is none.
     """
     check_legal(config)
+    options(config.xla_flags)
     folder = store.cache_folder(cache_dir) / "verdicts"
     kept = folder / key(config)
     known = None if fresh else _read(kept)
