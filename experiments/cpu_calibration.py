@@ -10,7 +10,7 @@ Expect:  calibrated on every second record, the others are predicted within 10 %
 import scaling_lab as lab
 from scaling_lab.cli.sweep import main_of
 
-_SAME = {"family": "llama", "target": "local", "layout": "data=1", "steps": 7}
+_SAME = {"family": "llama", "target": "local", "layout": "data=1", "steps": 9}
 
 CONFIGS = [
     *lab.grid(

@@ -95,8 +95,9 @@ class Row:
         return self.text("run") or self.text("model") or "unnamed"
 
     def say(self, sentence: str) -> None:
-        """Writes an assumption down."""
-        self.said.append(sentence)
+        """Writes an assumption down, once."""
+        if sentence not in self.said:
+            self.said.append(sentence)
 
     def text(self, name: str) -> str:
         """A cell as text; blank is ''."""
@@ -198,7 +199,7 @@ class Row:
         text = f"{self.text('framework')} {self.text('technique')}".lower()
         if any(w in text for w in ("jax", "maxtext", "paxml", "levanter", "t5x")):
             return "xla"
-        if any(w in text for w in ("megatron", "megascale", "nemo", "primus")):
+        if any(w in text for w in ("megatron", "megascale", "nemo", "primus", "neox")):
             return "megatron"
         if "eager" not in text and ("torch.compile" in text or "compile" in text):
             return "torch_compile"

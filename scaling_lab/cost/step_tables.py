@@ -25,7 +25,7 @@ def vtrain_table(path: str | Path) -> pd.DataFrame:
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}: no table of vTrain's")
     width, layers = raw["hidden size"], raw["# layers"]
-    several = raw["# GPUs"].max() > 8
+    several = max(raw["# GPUs"].tolist()) > 8
     return pd.DataFrame(
         {
             "run": [f"{Path(path).stem}-{row}" for row in range(len(raw))],

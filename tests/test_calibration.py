@@ -1,0 +1,133 @@
+"""predict and calibrate from a shell, and a calibration of a real machine."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scaling_lab import cli, record
+from scaling_lab.cost import calibrations
+from scaling_lab.cost.calibrating import from_records, points_of_records, seconds_of
+from scaling_lab.cost.predict import predict
+
+RECORDS = Path(__file__).parents[1] / "experiments/results/cpu_calibration.jsonl"
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    """Runs the command line; its exit code and what it printed."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["scaling-lab", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out = capsys.readouterr()
+        return end.value.code, out.out, out.err
+
+    return run
+
+
+def table(path, **changes):
+    row = {
+        "run": "a",
+        "framework": "Megatron-LM",
+        "model": "GPT-175B",
+        "layers": 96,
+        "d_model": 12288,
+        "n_heads": 96,
+        "d_ff": 49152,
+        "seq_len": 2048,
+        "global_batch_tokens": 1536 * 2048,
+        "microbatch_seqs": 1,
+        "hardware": "a100-80gb",
+        "chips": 512,
+        "data": 8,
+        "tensor": 8,
+        "stage": 8,
+        "precision": "bf16",
+        "remat": "full",
+        "step_seconds": 40.0,
+    }
+    frame = pd.DataFrame([row, row | {"run": "b", "chips": None} | changes])
+    frame.to_csv(path, index=False)
+    return path
+
+
+def test_a_table_is_predicted_row_by_row(call, tmp_path):
+    runs, out = table(tmp_path / "runs.csv"), tmp_path / "new" / "out.csv"
+    code, _, said = call("predict", "--runs", runs, "--out", out)
+    assert code == 0
+    assert "1 of 2 rows predicted" in said and "row 2 (b): chips is blank" in said
+    assert "median error" in said
+    done = pd.read_csv(out)
+    assert list(done.prediction_status) == ["ok", "unread"]
+    assert done.predicted_step_seconds[0] > 0 and done.predicted_hbm_bytes[0] > 0
+    assert not list(out.parent.glob("*.unfinished"))
+
+
+def test_a_calibration_changes_a_prediction(call, tmp_path):
+    runs = table(tmp_path / "runs.csv", chips=512, step_seconds=41.0)
+    mine, out = tmp_path / "mine.json", tmp_path / "out.csv"
+    frame = pd.read_csv(runs)
+    assert call("predict", "--runs", runs, "--out", out)[0] == 0
+    before = pd.read_csv(out).predicted_step_seconds
+    # Twice as slow as predicted, twenty times over.
+    slow = pd.concat([frame.assign(step_seconds=2 * before)] * 10)
+    slow.assign(source="here").to_csv(runs, index=False)
+    code, _, said = call("calibrate", runs, "--out", mine)
+    assert code == 0 and "20 rows" in said
+    assert call("predict", "--runs", runs, "--out", out, "--calibration", mine)[0] == 0
+    after = pd.read_csv(out).predicted_step_seconds
+    assert after[0] > 1.3 * before[0]
+    assert json.loads(mine.read_text())["rows"] == ["a", "b"] * 10
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--runs", "RUNS"], "--runs needs --out"),
+        (["--out", "x.csv"], "--out is for a table"),
+        (["--runs", "nowhere.csv", "--out", "x.csv"], "nowhere.csv"),
+        (["--runs", "RUNS", "--out", "x.csv", "--calibration", "RUNS"], "no calibra"),
+    ],
+)
+def test_bad_words_end_with_one_message(call, tmp_path, words, reason):
+    runs = table(tmp_path / "runs.csv")
+    code, _, said = call("predict", *[runs if w == "RUNS" else w for w in words])
+    assert code == 2 and reason in said
+
+
+def test_one_run_is_predicted_without_a_table(call):
+    words = "--size 8b --target tpu-v5p:4x4x4 --layout fsdp=64 --batch 128"
+    more = "--length 4096 --remat full --precision bfloat16 --json"
+    code, out, _ = call("predict", *words.split(), *more.split())
+    facts = json.loads(out)
+    assert code == 0 and facts["target"] == "tpu-v5p:4x4x4"
+    assert 0.3 < facts["mfu_causal"] < 0.8
+    assert facts["step_seconds_low"] < facts["step_seconds"]
+
+
+def test_records_without_a_clock_are_refused(tmp_path):
+    record.append(tmp_path, record.RunRecord("x", "e", "ok", {"config": {}}))
+    with pytest.raises(ValueError, match="no record of .* measured step"):
+        from_records(tmp_path)
+
+
+def test_half_of_a_sweep_predicts_the_other(tmp_path):
+    """Calibrated on alternate records of a CPU's sweep: within 10 % in the median."""
+    rows = [r for r in record.read(RECORDS) if seconds_of(r) is not None]
+    assert len(rows) >= 20
+    for shift in (0, 1):
+        folder = tmp_path / str(shift)
+        for row in rows[shift::2]:
+            record.append(folder, row)
+        found = from_records(folder)
+        others = rows[1 - shift :: 2]
+        clock = np.array([seconds_of(row) for row in others])
+        said = predict(points_of_records(others), found.fit.calibration).step_seconds
+        assert np.median(np.abs(said / clock - 1)) < 0.10
+        frozen = predict(points_of_records(others), calibrations.frozen()).step_seconds
+        assert np.median(np.abs(frozen / clock - 1)) > 0.5
