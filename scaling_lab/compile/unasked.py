@@ -25,8 +25,9 @@ _BECOMES = {
     "all-to-all": ("all-to-all", "ragged-all-to-all", "collective-permute"),
 }
 _MOVES = {kind for kinds in _BECOMES.values() for kind in kinds}
-#: Padding, and a gather over two axes made of two, each of which moves its part.
-_SLACK = 1.5
+#: Padding; a gather over several axes may be made of several, each of its part; and a
+#: ring that is passed around in both directions sends a part more than it must.
+_PADDING, _IN_STEPS = 1.05, 1.5
 #: Moves smaller than this share of all bytes moved are the index arithmetic's.
 _NEGLIGIBLE = 0.005
 
@@ -68,12 +69,12 @@ def unasked(
     rows = list(rows)
     least = _NEGLIGIBLE * sum(row["bytes"] for row in rows)
     left = [
-        [word, item, _SLACK * item.bytes]
+        [word, item, (_IN_STEPS if len(item.axes) > 1 else _PADDING) * item.bytes]
         for word, items in allowed.items()
         for item in items
     ]
     merged: dict[tuple[str, tuple[str, ...], str], float] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row["kind"] == "collective-permute"):
         if row["kind"] in _MOVES:
             key = (row["kind"], tuple(row["axes"]), row["verb"])
             merged[key] = merged.get(key, 0) + row["bytes"]
@@ -97,11 +98,12 @@ def _spend(key: tuple, size: float, left: list[list], *, own: bool) -> float:
     """What is left of a move's bytes when it has used up what allows it."""
     kind, axes, verb = key
     word = verb.rpartition("/")[2]
+    steps = _IN_STEPS if kind == "collective-permute" else 1.0
     for budget in left:
         name, item, room = budget
         fits = kind in _BECOMES.get(item.kind, ()) and set(axes) <= set(item.axes)
         if fits and (name == word or not own):
-            used = min(size, room)
+            used = min(size / steps, room)
             budget[2] -= used
-            size -= used
+            size -= used * steps
     return size

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from scaling_lab import record
 from scaling_lab.compile.backends import backend_of
-from scaling_lab.compile.judge import judge
+from scaling_lab.compile.judge import Verdict, judge
 from scaling_lab.data import store
 from scaling_lab.hardware import Target, parse_target
 from scaling_lab.layouts.mesh import mesh_of
@@ -62,7 +62,7 @@ def compile_step(
     *,
     axes: Mapping[str, int] | None = None,
     xla_flags: str = "",
-    module: Path | None = None,
+    module: str | Path | None = None,
 ) -> RunRecord:
     """What a target's compiler says of any function, whoever wrote it.
 
@@ -101,27 +101,34 @@ def compile_step(
     structs = _placed(tuple(args), in_shardings, mesh)
     source = provenance(xla_flags, 0)
     asked = _asked(fn, structs, parsed, mesh)
-    column, status, reason, text = None, "ok", None, None
-    try:
-        jitted = fn if hasattr(fn, "lower") else jax.jit(fn)
-        with jax.set_mesh(mesh):
-            lowered = jitted.lower(*structs)
-        asked["program"] = record.digest(lowered.as_text())
-        status, reason, column, text = judge(lowered, parsed, mesh, xla_flags)
-    except Exception as error:  # a failure is a row too, whatever it is
-        status, reason = failure(error)
-    if module is not None:
-        store.write(module, text or "")
+    status, reason, column, text = _judged(fn, structs, parsed, mesh, xla_flags)
+    if module is not None and text is not None:
+        store.write(Path(module), text)
     source["seconds"] = time.perf_counter() - started
     return RunRecord(
-        id=record.digest(asked | {"xla_flags": xla_flags}),
+        id=record.digest([asked, xla_flags, column.get("program")]),
         environment=environment(xla_flags),
         status=status,
         reason=reason,
         asked=asked,
-        compiled=column,
+        compiled=column or None,
         provenance=source,
     )
+
+
+def _judged(
+    fn: Any, structs: tuple[Any, ...], target: Target, mesh: Mesh, xla_flags: str
+) -> Verdict:
+    """The compiler's verdict; a failure is one too, whatever it is."""
+    try:
+        jitted = fn if hasattr(fn, "lower") else jax.jit(fn)
+        with jax.set_mesh(mesh):
+            lowered = jitted.lower(*structs)
+        program = {"program": record.digest(lowered.as_text())}
+        verdict = judge(lowered, target, mesh, xla_flags)
+    except Exception as error:
+        return Verdict(*failure(error), {}, None)
+    return verdict._replace(column=verdict.column | program)
 
 
 def _mesh(target: Target, in_shardings: Any, axes: Mapping[str, int] | None) -> Mesh:

@@ -32,7 +32,7 @@ _LASTING = ("ok", "oom")
 def compile_run(
     config: RunConfig,
     *,
-    module: Path | None = None,
+    module: str | Path | None = None,
     timeout: float | None = None,
     fresh: bool = False,
     cache_dir: Any = None,
@@ -72,8 +72,9 @@ def compile_run(
     else:
         watch("kept", config, {})
         known = dataclasses.replace(known, id=config.id, asked=asked(config))
-    if module is not None and known.status in _LASTING:
-        store.write(module, module_text(kept) or "")
+    text = module_text(kept) if module and known.status in _LASTING else None
+    if module is not None and text is not None:
+        store.write(Path(module), text)
     return known
 
 
