@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 
+import scaling_lab as lab
 from scaling_lab import cost, layouts, models, plan, record
 from scaling_lab.config import RunConfig, validate
 from scaling_lab.cost.memory import memory
@@ -613,3 +614,21 @@ def test_megatron_lines_are_words():
     assert "--tensor-model-parallel-size 8" in lines
     assert "--swiglu" in lines
     assert "--sequence-parallel" in lines
+
+
+def test_words_make_a_question():
+    found = lab.best_layouts(
+        "llama",
+        "1b",
+        "h100:1x8",
+        batch_tokens="256K",
+        length=2048,
+        axes="data, fsdp",
+        node_gbps=None,
+        top=3,
+    )
+    assert found.question.axes == ("data", "fsdp")
+    assert found.question.batch == 128
+    assert len(found.choices) == 3
+    with pytest.raises(ValueError, match="did you mean axes"):
+        lab.best_layouts("llama", "1b", "h100:1x8", axess="data")
