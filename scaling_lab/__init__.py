@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from scaling_lab.layouts import Layout as Layout
     from scaling_lab.layouts import names as layout_names
     from scaling_lab.models import size as model
+    from scaling_lab.plan import best_layouts as best_layouts
     from scaling_lab.studies import frame as records
     from scaling_lab.studies import report as report
     from scaling_lab.sweep import compile_run as compile_run
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 _DOOR = {
     "Layout": ("layouts", "Layout"),
     "RunConfig": ("config", "RunConfig"),
+    "best_layouts": ("plan", "best_layouts"),
     "compile_run": ("sweep", "compile_run"),
     "compile_step": ("sweep", "compile_step"),
     "configure": ("config", "configure"),
@@ -56,6 +58,7 @@ _DOOR = {
 __all__ = [
     "Layout",
     "RunConfig",
+    "best_layouts",
     "compile_run",
     "compile_step",
     "configure",

@@ -203,6 +203,11 @@ def test_a_compiler_that_dies_is_a_row(number, says, tmp_path, monkeypatch):
     assert not list((tmp_path / "verdicts").iterdir())
 
 
+def test_what_is_no_flag_is_told_before_anything_starts(tmp_path):
+    with pytest.raises(ValueError, match="'xla_a=1' is no flag"):
+        compile_run(tiny_step(xla_flags="xla_a=1"), cache_dir=tmp_path)
+
+
 def test_the_host_compiles_too(tmp_path):
     config = tiny_step(target="cpu:2", layout="data=2", remat="none")
     found = compile_run(config, module=tmp_path / "m.txt", cache_dir=tmp_path)
@@ -216,14 +221,20 @@ def test_the_host_compiles_too(tmp_path):
 @tpu
 @pytest.mark.parametrize(
     ("target", "layout"),
-    [("tpu-v6e:1x1", "data=1"), ("tpu-v4:2x2x1", "fsdp=4,tensor=2+sequence")],
+    [
+        ("tpu-v6e:1x1", "data=1"),
+        ("tpu-v4:2x2x1", "fsdp=4,tensor=2+sequence"),
+        ("tpu-v5e:2x2*2", "data=2,fsdp=4"),
+    ],
 )
 def test_other_tpus(target, layout, tmp_path):
     config = tiny_step(target=target, layout=layout)
     found = compile_run(config, cache_dir=tmp_path)
     assert found.status == "ok", found.reason
     axes = {axis for row in found.compiled["collectives"] for axis in row["axes"]}
-    assert axes == (set() if layout == "data=1" else {"fsdp", "tensor"})
+    assert axes == {name for name, size in config.layout.mesh.items() if size > 1}
+    if "*2" in target:
+        assert found.compiled["links"] == {"data": "dcn", "fsdp": "ici"}
 
 
 @gpu

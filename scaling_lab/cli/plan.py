@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json as json_
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-
-from scaling_lab.dims import AXES
-from scaling_lab.hardware import parse_target
-from scaling_lab.names import one_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,46 +130,13 @@ def question_of(asked: Asked, *, trained: bool = False) -> Any:
     Raises:
       ValueError: an unknown word, with the nearest; a batch that is no number.
     """
-    from scaling_lab import models
     from scaling_lab import plan as room
-    from scaling_lab.cost.points import PRECISIONS
-    from scaling_lab.cost.runs import STATE_BYTES
+    from scaling_lab.plan.candidates import TRAINED
 
-    one_of("precision", asked.precision, PRECISIONS)
-    one_of("optimizer", asked.optimizer, STATE_BYTES)
-    if asked.model is not None:
-        shape = room.read(asked.model)
-    else:
-        shape = room.of_config(models.size(asked.family, asked.size))
-        shape = dataclasses.replace(shape, name=f"{asked.family} {asked.size}")
-    return room.Question(
-        shape=shape,
-        target=parse_target(asked.target),
-        batch=room.sequences(asked.batch_tokens, asked.length),
-        length=asked.length,
-        precision=asked.precision,
-        optimizer=asked.optimizer,
-        node_gbps=asked.node_gbps,
-        axes=_axes(asked.axes, trained),
-        wide_tensor=asked.wide_tensor,
-        calibration=_calibration(asked.calibration),
-    )
-
-
-def _axes(text: str | None, trained: bool) -> tuple[str, ...]:
-    if text is None:
-        from scaling_lab.plan.candidates import TRAINED
-
-        return TRAINED if trained else AXES
-    return tuple(axis.strip() for axis in text.split(",") if axis.strip())
-
-
-def _calibration(path: Path | None) -> Any:
-    if path is None:
-        return None
-    from scaling_lab.cost import calibrations
-
-    return calibrations.read(path)
+    words = {field.name: getattr(asked, field.name) for field in fields(asked)}
+    if words["axes"] is None and trained:
+        words["axes"] = TRAINED
+    return room.ask(**words)
 
 
 def _tokens(text: str | None) -> float | None:

@@ -77,7 +77,7 @@ def _table(found: Plan) -> Table:
     for number, choice in enumerate(found.choices, 1):
         table.add_row(
             str(number),
-            choice.layout + ("" if choice.trained else " *"),
+            _layout(choice),
             f"{choice.microbatches}×{choice.sequences}",
             words.remat(choice.remat),
             "" if choice.schedule == "none" else choice.schedule,
@@ -90,6 +90,11 @@ def _table(found: Plan) -> Table:
             choice.reason,
         )
     return table
+
+
+def _layout(choice: Any) -> str:
+    host = " (state on host)" if choice.host else ""
+    return choice.layout + host + ("" if choice.trained else " *")
 
 
 def _marks(choice: Any) -> str:

@@ -60,6 +60,7 @@ class Chip:
       scale_up_chips: chips that this network can join; ``None`` when unbounded.
       network_bytes_per_second: one-way bandwidth of one chip into the data-centre
         network.
+      host_bytes_per_second: one-way bandwidth of one chip to its host's memory.
       torus_dims: dims of the scale-up torus; 0 when it is switched or there is none.
       torus_limits: the longest axes, rising.
       cube: the edge of the cubes that optical switches join into larger tori; 0 where
@@ -88,6 +89,7 @@ class Chip:
     link_bytes_per_second: float | None = None
     scale_up_chips: int | None = None
     network_bytes_per_second: float | None = None
+    host_bytes_per_second: float | None = None
     torus_dims: int = 0
     torus_limits: tuple[int, ...] = ()
     cube: int = 0

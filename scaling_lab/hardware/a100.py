@@ -17,6 +17,7 @@ CHIP = Chip(
     link_bytes_per_second=3e11,
     scale_up_chips=8,
     network_bytes_per_second=2.5e10,
+    host_bytes_per_second=3.2e10,
     cores_per_chip=108,
     device_kinds=("NVIDIA A100-SXM4-80GB",),
     aliases=(

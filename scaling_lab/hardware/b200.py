@@ -21,6 +21,7 @@ CHIP = Chip(
     link_bytes_per_second=9e11,
     scale_up_chips=8,
     network_bytes_per_second=5e10,
+    host_bytes_per_second=6.4e10,
     cores_per_chip=148,
     device_kinds=("NVIDIA B200",),
     aliases=("b200-sxm",),

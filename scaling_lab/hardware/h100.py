@@ -17,6 +17,7 @@ CHIP = Chip(
     link_bytes_per_second=4.5e11,
     scale_up_chips=8,
     network_bytes_per_second=5e10,
+    host_bytes_per_second=6.4e10,
     cores_per_chip=132,
     device_kinds=("NVIDIA H100 80GB HBM3",),
     aliases=(

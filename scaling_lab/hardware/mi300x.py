@@ -17,6 +17,7 @@ CHIP = Chip(
     link_bytes_per_second=4.48e11,
     scale_up_chips=8,
     network_bytes_per_second=5e10,
+    host_bytes_per_second=6.4e10,
     cores_per_chip=304,
     device_kinds=("AMD Instinct MI300X",),
     aliases=("mi300",),

@@ -16,6 +16,7 @@ CHIP = Chip(
     link_bytes_per_second=3e11,
     scale_up_chips=4096,
     network_bytes_per_second=6.25e9,
+    host_bytes_per_second=1.6e10,
     torus_dims=3,
     torus_limits=(16, 16, 16),
     cube=4,

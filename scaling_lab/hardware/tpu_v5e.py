@@ -18,6 +18,7 @@ CHIP = Chip(
     link_bytes_per_second=2e11,
     scale_up_chips=256,
     network_bytes_per_second=3.125e9,
+    host_bytes_per_second=1.6e10,
     torus_dims=2,
     torus_limits=(16, 16),
     cores_per_chip=1,

@@ -18,6 +18,7 @@ CHIP = Chip(
     link_bytes_per_second=6e11,
     scale_up_chips=8960,
     network_bytes_per_second=6.25e9,
+    host_bytes_per_second=1.6e10,
     torus_dims=3,
     torus_limits=(16, 20, 28),
     cube=4,

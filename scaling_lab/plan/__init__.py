@@ -1,12 +1,13 @@
 """Search: enumerate, prune by law, rank by prediction, confirm by compilation.
 
-`plan` answers a `Question`; `sizes` answers its neighbours: the smallest machine, the
-largest batch, a budget of chip-hours.
+`ask` makes a `Question` of words and `plan` answers it; `sizes` answers its
+neighbours: the smallest machine, the largest batch, a budget of chip-hours.
 """
 
 from scaling_lab.plan import reasons as reasons
 from scaling_lab.plan import sizes as sizes
 from scaling_lab.plan.answer import Choice, Plan, plan
+from scaling_lab.plan.ask import ask, best_layouts
 from scaling_lab.plan.confirm import config_of, confirm
 from scaling_lab.plan.question import Question, sequences
 from scaling_lab.plan.shape import Shape, of_config, read
@@ -18,6 +19,8 @@ __all__ = [
     "Plan",
     "Question",
     "Shape",
+    "ask",
+    "best_layouts",
     "config_of",
     "confirm",
     "for_budget",

@@ -32,6 +32,7 @@ class Choice:
       mfu_causal: model FLOPs, attention causal, over the bfloat16 peak.
       reason: why it is not the first; of the first, what it is held back by.
       zero: ZeRO's stage. mesh: axes and sizes above 1.
+      host: whether optimizer state rests in the host's memory.
       trained: whether runs of this layout are trained and compiled here today.
       seconds_by: where the step's seconds go. bytes_by: what fills the memory.
       index: its place among the plan's candidates.
@@ -54,6 +55,7 @@ class Choice:
     reason: str
     trained: bool
     zero: int
+    host: bool
     mesh: dict[str, int]
     seconds_by: dict[str, float]
     bytes_by: dict[str, float]
@@ -102,7 +104,7 @@ def plan(question: Question, top: int = 20) -> Plan:
 
 def answered(ranked: Ranked, top: int) -> Plan:
     """The plan that priced candidates make."""
-    groups = _groups(ranked)
+    groups = ranked.candidates.meshes()
     order = ranked.order()
     best = _first_of_groups(groups, order)[:top]
     choices = [_choice(ranked, i, best[0], _reason(ranked, i, best[0])) for i in best]
@@ -126,13 +128,6 @@ def no_mesh(question: Question, refused: dict[str, int]) -> str:
         f"{question.batch} sequences of {question.length}: {said or 'none was tried'}; "
         "change the batch, or allow more --axes"
     )
-
-
-def _groups(ranked: Ranked) -> np.ndarray:
-    """A number for every mesh: candidates that differ in other things share it."""
-    table = ranked.candidates.table
-    stacked = np.stack([table[name] for name in AXES], 1)
-    return np.unique(stacked, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def _first_of_groups(groups: np.ndarray, order: np.ndarray) -> list[int]:
@@ -200,6 +195,7 @@ def _choice(ranked: Ranked, index: int, first: int, reason: str) -> Choice:
         reason=reason,
         trained=words.trained(ranked, index),
         zero=int(table["zero"][index]),
+        host=bool(table["host"][index]),
         mesh={axis: int(table[axis][index]) for axis in AXES if table[axis][index] > 1},
         seconds_by=reasons.parts(ranked, index),
         bytes_by={name: float(column[index]) for name, column in held.items()},

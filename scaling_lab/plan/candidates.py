@@ -46,7 +46,8 @@ class Candidates:
 
     Attributes:
       table: columns ``data fsdp tensor context stage expert zero sequences schedule
-        pieces policy``; ``schedule`` and ``policy`` are codes.
+        pieces policy host``; ``schedule`` and ``policy`` are codes, ``host`` is 1
+        where optimizer state rests in the host's memory.
       refused: law -> how many meshes it ruled out (a mesh counts once).
     """
 
@@ -55,6 +56,11 @@ class Candidates:
 
     def __len__(self) -> int:
         return len(self.table["data"])
+
+    def meshes(self) -> np.ndarray:
+        """A number for every mesh: candidates that differ in other things share it."""
+        stacked = np.stack([self.table[name] for name in AXES], 1)
+        return np.unique(stacked, axis=0, return_inverse=True)[1].reshape(-1)
 
     def take(self, index: np.ndarray) -> Candidates:
         """The rows at an index."""
@@ -75,7 +81,9 @@ def candidates(question: Question) -> Candidates:
     table = _scheduled(table)
     table = _lawful(table, law.of_stages(question, table))
     table = _crossed(table, policy=range(len(POLICIES)))
-    return Candidates(_offered(question, table), dict(refused))
+    table = _offered(question, table)
+    table["host"] = np.zeros_like(table["policy"])
+    return Candidates(table, dict(refused))
 
 
 def _meshes(question: Question) -> law.Table:

@@ -49,13 +49,82 @@ class Ranked:
 
 
 def rank(question: Question) -> Ranked:
-    """Enumerates, prunes and prices."""
+    """Enumerates, prunes and prices.
+
+    A mesh of which nothing fits is tried once more with its optimizer state in the
+    host's memory, where the chip's way there is known.
+    """
     found = candidates(question)
     run = as_points(question, found)
     priced = memory(run)
-    prediction = _predicted(question, run)
-    fits = priced.hbm_bytes <= question.limit_bytes
-    return Ranked(question, found, run, priced, prediction, fits)
+    ranked = Ranked(
+        question,
+        found,
+        run,
+        priced,
+        _predicted(question, run),
+        priced.hbm_bytes <= question.limit_bytes,
+    )
+    return _with_hosts(ranked)
+
+
+def _with_hosts(ranked: Ranked) -> Ranked:
+    chip = ranked.question.target.chip
+    meshes = ranked.candidates.meshes()
+    rest = np.flatnonzero(~np.isin(meshes, meshes[ranked.fits]))
+    if chip is None or chip.host_bytes_per_second is None or not len(rest):
+        return ranked
+    away = ranked.memory.take(rest)
+    state = away.optimizer_bytes
+    # One layer's state is on the device while it is updated, and the next on its way.
+    passing = 2 * state / ranked.points.layers[rest]
+    away = away._replace(
+        optimizer_bytes=np.zeros_like(state),
+        temporary_bytes=away.temporary_bytes + passing,
+    )
+    fits = away.hbm_bytes <= ranked.question.limit_bytes
+    kept = rest[fits]
+    if not len(kept):
+        return ranked
+    # Read and written once a step, when nothing else is left to do.
+    rate = chip.host_bytes_per_second / chip.devices_per_chip
+    waiting = 2 * state[fits] / rate
+    table = ranked.candidates.take(kept).table
+    table = table | {"host": np.ones_like(table["host"])}
+    old = ranked.candidates.table
+    both = {name: np.concatenate([old[name], table[name]]) for name in old}
+    return Ranked(
+        ranked.question,
+        Candidates(both, ranked.candidates.refused),
+        Points.concat([ranked.points, ranked.points.take(kept)]),
+        Memory(
+            *(
+                np.concatenate(pair)
+                for pair in zip(ranked.memory, away.take(fits), strict=True)
+            )
+        ),
+        _joined([ranked.prediction, _later(ranked.prediction, kept, waiting)]),
+        np.concatenate([ranked.fits, np.ones(len(kept), bool)]),
+    )
+
+
+def _later(prediction: Prediction, index: np.ndarray, waiting: np.ndarray):
+    """Some rows of a prediction, their optimizer's update so much longer."""
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(Prediction):
+        value = getattr(prediction, field.name)
+        if isinstance(value, dict):
+            fields[field.name] = {axis: each[index] for axis, each in value.items()}
+        else:
+            fields[field.name] = value[index]
+    before = fields["step_seconds"]
+    slower = (before + waiting) / before
+    for name in ("step_seconds", "low_seconds", "high_seconds"):
+        fields[name] = fields[name] * slower
+    for name in ("tokens_per_second_per_chip", "mfu_causal"):
+        fields[name] = fields[name] / slower
+    fields["optimizer_seconds"] = fields["optimizer_seconds"] + waiting
+    return Prediction(**fields)
 
 
 def as_points(question: Question, found: Candidates) -> Points:

@@ -45,6 +45,8 @@ def trained(ranked: Ranked, index: int) -> bool:
     """Whether runs of this layout are trained and compiled here today."""
     table = ranked.candidates.table
     others = [axis for axis in AXES if axis not in TRAINED]
+    if table["host"][index]:
+        return False
     return all(table[axis][index] == 1 for axis in others)
 
 
@@ -52,11 +54,12 @@ def zero(ranked: Ranked, index: int) -> str:
     """Where optimizer state rests: whole, over which axes, and ZeRO's stage."""
     table = ranked.candidates.table
     stage = int(table["zero"][index])
+    host = ", in the host's memory" if table["host"][index] else ""
     if not stage:
-        return "whole"
+        return "whole" + host
     axes = ("fsdp", "context") if stage == 3 else ("data", "fsdp", "context")
     over = [axis for axis in axes if table[axis][index] > 1]
-    return f"ZeRO-{stage} over " + "×".join(over)
+    return f"ZeRO-{stage} over " + "×".join(over) + host
 
 
 def size(count: float) -> str:

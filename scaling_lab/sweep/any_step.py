@@ -62,7 +62,7 @@ def compile_step(
     *,
     axes: Mapping[str, int] | None = None,
     xla_flags: str = "",
-    module: Path | None = None,
+    module: str | Path | None = None,
 ) -> RunRecord:
     """What a target's compiler says of any function, whoever wrote it.
 
@@ -103,7 +103,7 @@ def compile_step(
     asked = _asked(fn, structs, parsed, mesh)
     status, reason, column, text = _judged(fn, structs, parsed, mesh, xla_flags)
     if module is not None and text is not None:
-        store.write(module, text)
+        store.write(Path(module), text)
     source["seconds"] = time.perf_counter() - started
     return RunRecord(
         id=record.digest([asked, xla_flags, column.get("program")]),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling_lab import record
-from scaling_lab.compile.backends import NoCompiler, backend_of
+from scaling_lab.compile.backends import NoCompiler, backend_of, options
 from scaling_lab.compile.judge import Verdict, judge
 from scaling_lab.config import RunConfig
 from scaling_lab.data import DataConfig, store
@@ -32,7 +32,7 @@ _LASTING = ("ok", "oom")
 def compile_run(
     config: RunConfig,
     *,
-    module: Path | None = None,
+    module: str | Path | None = None,
     timeout: float | None = None,
     fresh: bool = False,
     cache_dir: Any = None,
@@ -54,10 +54,11 @@ def compile_run(
       ``timeout`` with a reason.
 
     Raises:
-      ValueError: the config is illegal.
+      ValueError: the config is illegal, or its flags are none.
       NoCompiler: the target's compiler is not installed, or there is none.
     """
     check_legal(config)
+    options(config.xla_flags)
     folder = store.cache_folder(cache_dir) / "verdicts"
     kept = folder / key(config)
     known = None if fresh else _read(kept)
@@ -74,7 +75,7 @@ def compile_run(
         known = dataclasses.replace(known, id=config.id, asked=asked(config))
     text = module_text(kept) if module and known.status in _LASTING else None
     if module is not None and text is not None:
-        store.write(module, text)
+        store.write(Path(module), text)
     return known
 
 

@@ -34,6 +34,8 @@ def emit(question: Question, choice: Choice) -> Flags:
     _mesh(question, choice, flags)
     _batch(question, choice, flags)
     _remat(choice, flags)
+    if choice.host:
+        flags.values["optimizer_memory_host_offload"] = True
     if choice.zero == 1:
         flags.values["shard_optimizer_over_data"] = True
     elif choice.zero == 2:

@@ -29,6 +29,8 @@ def emit(question: Question, choice: Choice) -> Flags:
     }
     _remat(choice, flags)
     _precision(question, flags)
+    if choice.host:
+        flags.values["optimizer-cpu-offload"] = True
     if question.optimizer == "adamw":
         flags.values["optimizer"] = "adam"
     else:

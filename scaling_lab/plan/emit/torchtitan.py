@@ -25,6 +25,11 @@ def emit(question: Question, choice: Choice) -> Flags:
         "training.seq_len": question.length,
     }
     _remat(choice, flags)
+    if choice.host:
+        flags.values["training.enable_cpu_offload"] = True
+        flags.unmapped.append(
+            "optimizer state alone on the host; torchtitan takes parameters with it"
+        )
     if question.optimizer != "adamw":
         flags.unmapped.append(f"optimizer {question.optimizer}; AdamW runs instead")
     if question.precision != "bfloat16":
