@@ -10,7 +10,7 @@ Expect:  calibrated on every second record, the others are predicted within 10 %
 import scaling_lab as lab
 from scaling_lab.cli.sweep import main_of
 
-_SAME = {"family": "llama", "target": "local", "layout": "data=1", "steps": 9}
+_SAME = {"family": "llama", "target": "local", "layout": "data=1", "steps": 15}
 
 CONFIGS = [
     *lab.grid(
@@ -18,7 +18,7 @@ CONFIGS = [
         | {
             "size": "toy",
             "batch": (4, 8, 16, 32),
-            "length": (128, 256, 512),
+            "length": (64, 128, 256),
             "evaluate_batches": 0,
         },
         1,
@@ -29,7 +29,7 @@ CONFIGS = [
             "size": "33m",
             "layers": (2, 4),
             "batch": (1, 2, 4),
-            "length": (128, 256),
+            "length": (64, 128),
             "evaluate_batches": 0,
         },
         1,

@@ -42,21 +42,30 @@ def repository(source: str) -> str:
 def from_table(path: str | Path, start: Calibration | None = None) -> Calibrated:
     """Fits a table in the columns of the published runs.
 
+    Rows without a positive ``step_seconds`` are left out.
+
     Raises:
-      ValueError: no row can be read, or one has no step time.
+      ValueError: no row can be read, or none has a step time.
     """
     table = pd.read_csv(path)
+    if "step_seconds" not in table.columns:
+        raise ValueError(f"{path} has no column step_seconds: nothing to fit to")
+    clock = pd.to_numeric(table["step_seconds"], errors="coerce")
+    table = table[np.asarray(clock > 0)].reset_index(drop=True)
     rows = read_rows(table)
     if rows.points is None:
-        raise ValueError(f"no row of {path} can be read: {rows.reasons[0]}")
+        raise ValueError(
+            f"no row of {path} can be read: {[*rows.reasons, 'no step time'][0]}"
+        )
     table = table.iloc[rows.index]
-    sources = np.array([repository(str(source)) for source in table.source])
-    seconds = table.step_seconds.to_numpy(float)
+    blank = [""] * len(table)
+    sources = np.array([repository(str(x)) for x in table.get("source", blank)])
+    seconds = table["step_seconds"].to_numpy(float)
     found = fit(rows.points, seconds, sources, start)
     groups = sources if len(set(sources)) > 1 else np.arange(len(seconds)) % _FOLDS
     left = held_out(rows.points, seconds, groups, start, sources=sources)
     width = half_width(rows.points, seconds, left, sources)
-    names = [str(name) for name in table.run]
+    names = [str(name) for name in table.get("run", rows.index)]
     return Calibrated(found, width, names, f"{len(set(sources))} sources")
 
 
