@@ -118,10 +118,6 @@ def test_two_records_differ_in_what_was_compiled_and_measured(call, tmp_path):
     assert found["figures"]["compiled step seconds"]["ratio"] == 0.5
     measured = found["figures"]["measured step seconds"]
     assert measured == {"a": 1.0, "b": 0.5, "ratio": 0.5}
-        "a": 1.0,
-        "b": 0.5,
-        "ratio": 0.5,
-    }
     assert found["asked"]["mesh"]["b"] == {"fsdp": 2, "tensor": 2}
     assert found["collectives_from"] == {"a": "compiled", "b": "compiled"}
 
