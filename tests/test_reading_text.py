@@ -259,6 +259,44 @@ def test_cudnn_attention_is_counted_from_its_shapes(mask, share, name, products)
     assert found["step_seconds"] == pytest.approx(found["flops"] / rate, rel=0.01)
 
 
+Q = "bf16[2,32,4096,128]{3,2,1,0}"
+SCRATCH = "f32[2,512,128]{2,1,0}"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "blocks", "results", "products"),
+    [
+        ("splash_mha_fwd_residuals", "", f"{SCRATCH}, {Q}, {Q}", 2),
+        ("splash_mha_dq_no_residuals", "_dq", f"{SCRATCH}, {Q}", 3),
+        ("splash_mha_dkv_no_residuals", "_dkv", f"{SCRATCH}, {Q}, {Q}", 4),
+        (
+            "splash_mha_dkv_no_residuals",
+            "_dkv",
+            f"{SCRATCH}, bf16[2,4,32,4096,128]{{4,3,2,1,0}}, {Q}, {Q}",
+            5,
+        ),
+    ],
+)
+def test_splash_attention_is_counted_in_whole_blocks(kernel, blocks, results, products):
+    """Of 8 x 4 blocks of 512 x 1024 pairs, 20 have one that is not masked."""
+    said = f'{{\\"block_q{blocks}\\": 512, \\"block_kv{blocks}\\": 1024}}'
+    lines = (
+        "%m = s8[1,8,4]{2,1,0} constant({...})",
+        *(f"%{name} = {Q} parameter({at})" for at, name in enumerate("qkv")),
+        f"%a = ({results}) custom-call(%m, %m, %q, %k, %v), "
+        'custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={\n'
+        f'"xprof_metadata":"{said}"\n'
+        '}}, metadata={op_name="jit(s)/jvp(attention/attend)/shard_map/'
+        f'vmap(static_sparsity)/jit(_splash)/{kernel}/{kernel}/pallas_call"}}',
+    )
+    found = read_module(module(*lines), MESH, V5P)
+    pairs = 2 * 32 * 4096 * 4096 * 128
+    assert found["flops"] == 2 * products * pairs * 20 / 32
+    assert set(found["by_verb"]) == {"attention/attend"}
+    reached = price.FITTED["Google"].attention
+    assert found["step_seconds"] == pytest.approx(found["flops"] / (4.59e14 * reached))
+
+
 def test_without_a_claimed_speed_there_are_no_seconds():
     text = module(ARGUMENT, fusion("a", "p", 100), others=EMPTY)
     for target in ("cpu:64", None):

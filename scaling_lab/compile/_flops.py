@@ -1,4 +1,4 @@
-"""FLOPs of single instructions, from their shapes: products and fused attention.
+"""FLOPs of single instructions, from their shapes: products and kernels.
 
 A multiply-add is two; elementwise work is free. What XLA's own analysis says is not
 used: it counts a scanned body once.
@@ -7,19 +7,15 @@ used: it counts a scanned body once.
 from __future__ import annotations
 
 import functools
-import json
 import math
 import re
 
 import numpy as np
 
-from scaling_lab.compile import _shapes
+from scaling_lab.compile import _kernels, _shapes
 from scaling_lab.compile._module import Computation, Instruction, Module
 
 _WINDOW = re.compile(r"(\w+)=([\dx_\-]+)")
-_ALGORITHM = re.compile(r'"cost_estimate":(\{[^}]*\})')
-#: Products of one attention: (kind of kernel, how many over every pair of positions).
-_PRODUCTS = (("Backward", 5), ("dkv", 4), ("dq", 3), ("", 2))
 
 
 class Counter:
@@ -39,7 +35,7 @@ class Counter:
         if instruction.opcode == "convolution":
             return _convolution(computation, instruction)
         if instruction.opcode == "custom-call":
-            return _custom(computation, instruction)
+            return _kernels.flops(computation, instruction)
         if instruction.opcode != "fusion":
             return 0.0
         return sum(map(self._inside, instruction.callees))
@@ -102,57 +98,6 @@ def _meetings(
         at = starts + steps
         total += int(((at >= 0) & (at < reach) & (at % dilate == 0)).sum())
     return total
-
-
-def _custom(computation: Computation, instruction: Instruction) -> float:
-    """What a kernel says of itself, or what its name and shapes say."""
-    target = instruction.target
-    if match := _ALGORITHM.search(instruction.config):
-        said = json.loads(match[1])
-        if float(said.get("flops", 0)) > 0:
-            return float(said["flops"])
-    if "gemm" in target or "matmul" in target:
-        return _gemm(computation, instruction)
-    if "fmha" in target:
-        return _attention(computation, instruction, target)
-    if target == "tpu_custom_call":
-        return _attention(computation, instruction, instruction.op_name)
-    return 0.0
-
-
-def _gemm(computation: Computation, instruction: Instruction) -> float:
-    left = _operand(computation, instruction, 0)
-    text = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.config)
-    over = _integers(text[1]) if text else (len(left.dims) - 1,)
-    width = math.prod(left.dims[dim] for dim in over)
-    return 2.0 * width * _shapes.arrays(instruction.shape)[0].elements
-
-
-def _attention(computation: Computation, instruction: Instruction, name: str) -> float:
-    """Fused attention: two products forward, five backward, over pairs that count.
-
-    Queries are the largest operand of four dims or three, keys the second of that
-    rank. Under a causal mask half the pairs are computed.
-    """
-    shapes = [
-        _operand(computation, instruction, place)
-        for place in range(len(instruction.operands))
-    ]
-    ranked = [array for array in shapes if len(array.dims) in (3, 4)]
-    if len(ranked) < 2:
-        return 0.0
-    queries, keys = ranked[0], ranked[1]
-    products = next(count for kind, count in _PRODUCTS if kind in name)
-    # Heads and width multiply; of the two longest dims the keys' are positions.
-    length = max(size for size in keys.dims)
-    density = 0.5 if _causal(instruction) else 1.0
-    return 2.0 * products * density * queries.elements * length
-
-
-def _causal(instruction: Instruction) -> bool:
-    """Whether a kernel masks the future: cuDNN says so, and splash skips what is."""
-    text = instruction.config + instruction.op_name
-    return "CAUSAL" in text or "splash" in text
 
 
 def _operand(

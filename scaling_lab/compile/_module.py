@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+from collections.abc import Iterator
 
 _LINE = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)")
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
@@ -74,7 +75,7 @@ class Module:
         entry, current = "", Computation()
         table: dict[str, str] = {}
         self._tables: dict[str, dict[str, str]] = {}
-        for line in text.splitlines():
+        for line in _lines(text):
             if match := _LINE.match(line):
                 current[match[2]] = _instruction(match[3])
                 if match[1]:
@@ -109,6 +110,23 @@ class Module:
     def _follow(self, table: str, row: str, key: str) -> str:
         match = re.search(rf"\b{key}=(\d+)", self._tables.get(table, {}).get(row, ""))
         return match[1] if match else ""
+
+
+def _lines(text: str) -> Iterator[str]:
+    """The lines of a module; what a kernel says of itself, over several, as one."""
+    held = ""
+    for line in text.splitlines():
+        if held:
+            held += line
+            if line.startswith("}"):
+                yield held
+                held = ""
+        elif line.endswith("={"):
+            held = line
+        else:
+            yield line
+    if held:
+        yield held
 
 
 def _instruction(text: str) -> Instruction:

@@ -26,6 +26,7 @@ _OURS_NOT = {
     *("custom_jvp_call", "custom_vjp_call_jaxpr", "custom_lin", "sharding_constraint"),
     *("psum_invariant", "pallas_call", "named_call", "convert_element_type", "psum"),
 }
+_ENDS = ("shard_map", "pallas_call", "vmap(", "custom_vjp_call")
 _NOISE = re.compile(r"jit\(.*|branch_\d+_fun|.*->.*|region_\d+.*|\.?\d+")
 _ARRAY_NAME = re.compile(r"\['(\w+?)_[A-Z]*'\]")
 
@@ -42,6 +43,8 @@ def verb_of(op_name: str) -> str:
     parts = _PARTS.split(alternatives(op_name)[0])
     kept: list[str] = []
     for part in parts[:-1] if len(parts) > 1 else []:
+        if kept and part.startswith(_ENDS):
+            break  # inside are a mechanism's own names
         inner = part
         while match := _WRAPPED.fullmatch(inner):
             inner = match[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from scaling_lab.compile import _shapes
+from scaling_lab.compile import _kernels, _shapes
 from scaling_lab.compile._flops import Counter
 from scaling_lab.compile._module import Computation, Instruction, Module
 from scaling_lab.compile.price import Efficiencies, Physics
@@ -73,8 +73,7 @@ class Work:
         peak = _peak(computation, instruction, physics)
         if peak is None:
             return None
-        target = instruction.target
-        if "fmha" in target or target == "tpu_custom_call":
+        if _kernels.is_attention(instruction):
             return peak * reached.attention
         out = max(array.elements for array in _shapes.arrays(instruction.shape))
         depth = flops / (2 * out)
