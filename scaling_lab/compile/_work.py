@@ -156,18 +156,18 @@ def _in_hbm(shape: str) -> int:
 def _peak(
     computation: Computation, instruction: Instruction, physics: Physics
 ) -> float | None:
-    """The peak of the precision that the first operand has."""
-    named = [name for name in instruction.operands if name in computation]
+    """The peak of the precision that the first two factors have; a mask is none."""
     found = [
-        array for name in named for array in _shapes.arrays(computation[name].shape)
+        array
+        for name in instruction.operands
+        if name in computation
+        for array in _shapes.arrays(computation[name].shape)
     ]
-    bits = max((array.bits for array in found[:2]), default=16)
-    if bits == 8:
-        text = " ".join(computation[name].shape for name in named[:2])
-        key = "float8" if "f8" in text else "int8"
-        return physics.flops_per_second.get(key) or physics.flops_per_second.get(
-            "bfloat16"
-        )
+    real = [array for array in found if "f" in array.type] or found
+    bits = max((array.bits for array in real[:2]), default=16)
     peak = physics.flops_per_second.get("bfloat16")
+    if bits == 8:
+        key = "float8" if "f8" in real[0].type else "int8"
+        return physics.flops_per_second.get(key) or peak
     # A GPU multiplies float32 as tf32, at half the rate; a TPU rounds to bfloat16.
     return peak / 2 if peak and bits == 32 and not physics.torus_dims else peak

@@ -1,9 +1,9 @@
 """A stack that keeps each layer's input alone and makes the rest again (remat full).
 
 The rule is Chen et al. 2016, section 4, with two wastes left out of what
-`jax.checkpoint` around a scanned block does. The last layer goes backwards from what
-its forward pass held: making that again would cost time and spare nothing, since a
-layer's inner values exist then anyway. And going forward no layer makes what only a
+`jax.checkpoint` around a scanned block does. The last layer keeps what its verbs made:
+making that again would cost time and spare little, since a layer's inner values exist
+then anyway. And going forward no layer makes what only a
 backward pass needs, such as attention's normalisers.
 """
 
@@ -52,7 +52,9 @@ def scan(
 
 def _forward(layers: Layers, stacked: Any, x_BTD: Array, per_batch: Batch) -> Any:
     x_BTD, (inputs_LBTD, auxes) = _up_to_last(layers, stacked, x_BTD, per_batch)
-    last = functools.partial(_one, layers, per_batch)
+    last = jax.checkpoint(
+        functools.partial(_one, layers, per_batch), policy=_has_a_name
+    )
     (out_BTD, aux), back = jax.vjp(last, _at(stacked, -1), x_BTD)
     return (out_BTD, _added(auxes, aux)), (stacked, inputs_LBTD, per_batch, back)
 
@@ -95,6 +97,11 @@ def _one(
     layers: Layers, per_batch: Batch, params: Any, x_BTD: Array
 ) -> tuple[Array, Any]:
     return layers.block(params, x_BTD, per_batch, None)[:2]
+
+
+def _has_a_name(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Keeps the verbs' results and gathered weights, not what is quick between them."""
+    return primitive.name == "name"
 
 
 def _depth(stacked: Any) -> int:
