@@ -20,6 +20,7 @@ _CASTS = np.array(
         for n in PRECISIONS
     ]
 )
+_FLOAT32 = PRECISIONS.index("float32")
 #: Width of a head whose products take as long as its exponentials.
 _EXPONENTIAL = 64.0
 #: Bytes an optimizer reads and writes for each parameter: state, master and gradient.
@@ -36,8 +37,11 @@ class Arithmetic:
         wide = self._of("matmul")
         gain = points.flops_per_second / points.bf16_flops_per_second
         kept = np.where(gain > 1, gain ** self._of("low_precision"), gain)
-        self.rate_16 = points.bf16_flops_per_second * wide
-        self.rate = self.rate_16 * kept
+        #: The head and the scores run in 16 bits, or in 32 where all does.
+        self.narrow = points.bf16_flops_per_second * np.minimum(gain, 1.0)
+        self.rate_16 = self.narrow * wide
+        self.rate = points.bf16_flops_per_second * wide * kept
+        self.number_bytes = np.where(points.precision == _FLOAT32, 4.0, 2.0)
         self.memory = points.hbm_bytes_per_second * self._of("memory")
         #: Wider chips need larger products to fill them.
         self.tile = self.tile * points.bf16_flops_per_second / 9.89e14
@@ -89,14 +93,15 @@ class Arithmetic:
         p, s = self.p, self.s
         heads = p.n_heads / p.tensor
         flops = 4 * s.tokens * s.score_tokens * heads * p.head_dim
-        fused = flops / (p.bf16_flops_per_second * self._of("attention"))
+        fused = flops / (self.narrow * self._of("attention"))
         # A score costs an exponential whatever the head's width.
         fused = fused * (1 + _EXPONENTIAL / p.head_dim) / (1 + _EXPONENTIAL / 128)
         if np.all(p.flash > 0):
             return fused
         local = np.where(p.window > 0, np.minimum(2 * p.window, p.seq_len), p.seq_len)
         seen = p.seq_len + p.window_share * (local - p.seq_len)
-        passed = s.tokens * heads * seen * 2 * _SCORE_PASSES * self._of("scores")
+        passes = _SCORE_PASSES * self._of("scores")
+        passed = s.tokens * heads * seen * self.number_bytes * passes
         plain = 2 * flops / self.rate_16 + passed / self.memory
         return np.where(p.flash > 0, fused, plain)
 
@@ -116,7 +121,7 @@ class Arithmetic:
         numbers = numbers + routed * self._of("routing")
         cast = (2 * p.d_model + (inner + 1.5 * width) / p.tensor) * self._of("casts")
         numbers = numbers + cast * _CASTS[p.precision.astype(int)]
-        return 3 * 2 * s.tokens * numbers / self.memory
+        return 3 * self.number_bytes * s.tokens * numbers / self.memory
 
     def head(self) -> Column:
         """Logits and loss, forward and backward."""

@@ -170,11 +170,9 @@ MODELS = (
     ),
     Known(r"gemma.*", head_dim=256, gated=True, tied=True),
     Known(r"qwen3.*", head_dim=128, gated=True),
-    Known(r"llama3.*70b", kv_heads=8, gated=True, vocab=128256),
     Known(r"llama3.*", kv_heads=8, gated=True, vocab=128256),
     Known(r"llama270b", kv_heads=8, gated=True, vocab=32000),
     Known(r"llama2?.*", gated=True, vocab=32000),
-    Known(r"mistral.*|qwen.*|nemotron.*|olmo.*|phi.*|yi.*", gated=None),
     Known(r".*gpt.*|mpt.*|mtnlg.*|opt.*|bloom.*|megatron.*", gated=False, tied=True),
     Known(r"palm.*", gated=True, tied=True),
 )

@@ -101,8 +101,8 @@ def _fit_gate(row: Row, columns: dict[str, Any], given: float | None) -> None:
             gated = _count(columns)
             columns["gated"] = float(abs(gated - given) < abs(plain - given))
         row.say(f"mlp blank: {'gated' if columns['gated'] else 'not gated'}")
-    if not columns["n_experts"] and given and not columns["tied"]:
-        both, one = _count(columns), _count(columns | {"tied": 1.0})
+    if not columns["n_experts"] and given:
+        both, one = (_count(columns | {"tied": tied}) for tied in (0.0, 1.0))
         columns["tied"] = float(abs(one - given) < abs(both - given))
 
 
