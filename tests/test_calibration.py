@@ -1,6 +1,7 @@
 """predict and calibrate from a shell, and a calibration of a real machine."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -108,6 +109,50 @@ def test_one_run_is_predicted_without_a_table(call):
     assert code == 0 and facts["target"] == "tpu-v5p:4x4x4"
     assert 0.3 < facts["mfu_causal"] < 0.8
     assert facts["step_seconds_low"] < facts["step_seconds"]
+
+
+ONE = "--size 8b --target h100:8x8 --batch 128 --length 4096 --precision bfloat16"
+
+
+def test_one_run_says_whether_it_fits(call):
+    small = "--layout fsdp=8 --target h100:1x8"
+    code, out, _ = call("predict", *ONE.split(), *small.split())
+    assert code == 0 and "of 79.11 GiB a device: does not fit" in out
+    code, out, _ = call("predict", *ONE.split(), "--layout", "fsdp=64", "--json")
+    assert json.loads(out)["fits"] is True
+
+
+def test_axes_that_nothing_trains_on_are_priced(call):
+    def seconds(layout, *more):
+        code, out, said = call(
+            "predict", *ONE.split(), "--layout", layout, *more, "--json"
+        )
+        assert code == 0, said
+        return json.loads(out)["seconds"]
+
+    piped = seconds("stage=4,fsdp=16", "--accumulate", "8")
+    assert piped["bubble"] > 0 and piped["stage exposed"] > 0
+    plain = seconds("fsdp=64")
+    assert piped["products"] == pytest.approx(plain["products"], rel=0.05)
+    rings = seconds("context=4,fsdp=16")
+    assert rings["context exposed"] > 0 and rings["bubble"] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("--layout fsdp=64 --batch 100", "dim B=100 .batch. does not divide"),
+        ("--layout fsdp=16", "16 devices and the target has 64"),
+        ("--layout stage=4,fsdp=16", "use --accumulate 4 or more"),
+        ("--layout stage=64 --accumulate 64", "more than the L=32 layers"),
+        ("--layout context=64 --length 4160", "does not cut 4160 positions"),
+        ("--layout expert=4,fsdp=16", "expert=4 divides nothing"),
+    ],
+)
+def test_a_run_that_cannot_be_is_not_priced(call, words, reason):
+    code, out, said = call("predict", *ONE.split(), *words.split())
+    assert code == 2 and not out
+    assert re.search(reason, " ".join(said.split()))
 
 
 def test_records_without_a_clock_are_refused(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from scaling_lab.cost.points import PRECISIONS, STACKS
 from scaling_lab.cost.published import read_rows
 from scaling_lab.cost.shapes import parameter_count
-from scaling_lab.cost.tables import ADDED, predict_table
+from scaling_lab.cost.tables import ADDED, predict_table, read_table
 
 ROW = {
     "run": "r1",
@@ -194,7 +194,18 @@ def test_dims_count_the_parameters(model, changes, params):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"layers": None}, "layers is blank"),
+        ({"layers": None, "model": "new", "params": None}, "layers is blank"),
+        ({"layers": 2.5}, "layers=2.5 is no whole number"),
+        ({"d_ff": 1e300}, "must be a number of 0 or more, up to 1e+18"),
+        ({"chips": 0}, "chips is 0"),
+        ({"hardware": None}, "hardware is blank"),
+        ({"kv_heads": 64}, "kv_heads=64 is more than n_heads=32"),
+        ({"n_experts": 4, "top_k": 8}, "top_k=8 is more than n_experts=4"),
+        ({"active_params": 9e9}, "active_params=9000000000 is more than params"),
+        ({"global_batch_tokens": 4096}, "seq_len=8192 is more than"),
+        ({"stage": 64, "data": 1, "fsdp": 1}, "are more than layers=32"),
+        ({"zero_stage": 9}, "zero_stage='9' is none of 0, 1, 2 and 3"),
+        ({"n_experts": 64, "params": 1e9}, "the dims without any expert count"),
         ({"d_model": "wide"}, "d_model='wide' is not a number"),
         ({"chips": -8}, "must be a number of 0 or more"),
         ({"hardware": "abacus"}, "unknown chip 'abacus'"),
@@ -220,14 +231,116 @@ def test_a_row_that_cannot_be_read_keeps_its_place():
 
 def test_rows_do_not_see_each_other():
     many = predict_table(pd.DataFrame([ROW] * 3 + [ROW | {"chips": None}] * 1500))
+    assert many.prediction_reason.iloc[1502].startswith("row 1503 (r1)")
     alone = predict_table(pd.DataFrame([ROW]))
     assert len(many) == 1503
     assert many.predicted_step_seconds.iloc[2] == alone.predicted_step_seconds.iloc[0]
 
 
 def test_a_table_without_a_size_is_refused():
-    with pytest.raises(ValueError, match="no column layers"):
-        predict_table(pd.DataFrame([ROW]).drop(columns="layers"))
+    with pytest.raises(ValueError, match="no column seq_len"):
+        predict_table(pd.DataFrame([ROW]).drop(columns="seq_len"))
+
+
+# --- Blanks and spellings
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("H100", "h100"),
+        ("TPU v5p", "tpu-v5p"),
+        ("A100-SXM4-80GB", "a100"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("v5litepod", "tpu-v5e"),
+    ],
+)
+def test_chips_as_people_write_them(text, name):
+    points, _ = read(hardware=text)
+    assert points.chip[0] == name
+
+
+@pytest.mark.parametrize("text", ["E4M3", "f8e4m3", "float8_e4m3fn"])
+def test_eight_bits_by_their_format(text):
+    points, _ = read(precision=text)
+    assert PRECISIONS[int(points.precision[0])] == "float8"
+
+
+@pytest.mark.parametrize("text", ["3", 3.0, "ZeRO-3", "zero3"])
+def test_zero_as_people_write_it(text):
+    points, _ = read(zero_stage=text)
+    assert points.zero_stage[0] == 3
+
+
+def test_blank_sizes_by_the_name():
+    blank = dict.fromkeys(("params", "layers", "d_model", "n_heads", "d_ff"))
+    points, said = read(**blank)
+    full, _ = read()
+    for name in ("layers", "d_model", "n_heads", "d_ff"):
+        assert getattr(points, name)[0] == getattr(full, name)[0]
+    assert "by the model's name: layers=32, d_model=4096" in said
+
+
+@pytest.mark.parametrize("params", [1.3e9, 13e9, 175e9])
+def test_blank_sizes_by_the_count(params):
+    blank = dict.fromkeys(("layers", "d_model", "n_heads", "d_ff", "kv_heads", "mlp"))
+    points, said = read(model="ours", params=params, **blank)
+    assert "blank and usual for" in said
+    blocks = parameter_count(points)[0] - 2 * points.vocab[0] * points.d_model[0]
+    assert 0.7 < blocks / params < 1.3
+
+
+def test_experts_as_wide_as_the_count_allows():
+    points, said = read(model="ours", params=5e10, n_experts=64, top_k=2)
+    assert parameter_count(points)[0] == pytest.approx(5e10, rel=0.01)
+    assert "they would count" in said
+
+
+def test_what_is_not_as_written_is_said():
+    _, said = read(microbatch_seqs=50, schedule="odd")
+    assert "microbatch_seqs=50: a replica has only 1" in said
+    assert "schedule 'odd' read as 1f1b" in said
+
+
+# --- Files
+
+
+def written(path, rows):
+    path.write_text("\n".join(",".join(map(str, row)) for row in rows) + "\n")
+    return path
+
+
+def test_a_table_is_read_as_it_is_written(tmp_path):
+    names, cells = list(ROW), ["" if v is None else str(v) for v in ROW.values()]
+    cells[0], cells[4] = "007", "8030000000"
+    long = [*cells, "one", "two"]
+    table = read_table(written(tmp_path / "runs.csv", [names, cells, long, cells[:9]]))
+    assert list(table.run) == ["007"] * 3
+    done = predict_table(table)
+    assert list(done.prediction_status) == ["ok", "unread", "unread"]
+    assert "more cells than the heading: 'one,two'" in done.prediction_reason[1]
+    assert list(done.params[:1]) == ["8030000000"]  # and no 8030000000.0
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b"", "is empty: it needs a heading"),
+        (b"run,model\n\xe9,b\n", "not UTF-8 text .byte 10 is 0xe9.; save it as CSV"),
+        (b'run\n"' + b"a" * 200_000 + b"\n", "is no table of comma-separated"),
+    ],
+)
+def test_what_is_no_table(tmp_path, raw, said):
+    path = tmp_path / "runs.csv"
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=said):
+        read_table(path)
+
+
+def test_a_mark_of_utf_8_is_no_heading(tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_bytes("\ufeffrun,run\na,b\n".encode())
+    assert list(read_table(path).columns) == ["run", "run.1"]
 
 
 def test_a_second_prediction_replaces_the_first():

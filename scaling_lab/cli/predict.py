@@ -53,16 +53,11 @@ def predict(
 
 
 def _table(runs: Path, out: Path, eff: Any) -> int:
-    import pandas as pd
+    from scaling_lab.cost.tables import predict_table, read_table
 
-    from scaling_lab.cost.tables import predict_table
-
-    try:
-        table = pd.read_csv(runs)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ValueError(
-            f"{runs} is no table of comma-separated values: {error}"
-        ) from None
+    table = read_table(runs)
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder; name a file in it, as {out}/o.csv")
     say = Console(stderr=True, highlight=False)
     with Progress(console=say, transient=True, disable=len(table) < _LONG) as bar:
         task = bar.add_task("predicting", total=len(table))
@@ -88,22 +83,26 @@ def _summary(done: Any, out: Path, say: Console) -> None:
         if len(error):
             say.print(
                 f"against step_seconds: median error {error.median():.1%}, mean "
-                f"{error.mean():.1%} of {len(error)} rows"
+                f"{error.mean():.1%} of {len(error)} rows",
+                soft_wrap=True,
             )
 
 
 def _one(asked: dict[str, Any], eff: Any, as_json: bool) -> int:
     from scaling_lab.config import configure
     from scaling_lab.cost.predict import predict as price
-    from scaling_lab.cost.runs import points_of
+    from scaling_lab.cost.runs import check, points_of
 
     config = configure(**asked, devices=local_devices(asked["target"]))
+    check(config)
     found = price(points_of([config]), eff)
+    chip = config.parsed_target().chip
+    limit = chip.device_hbm_bytes if chip is not None else None
     facts = found.row(0)
+    fits = None if limit is None else facts["hbm_bytes"] <= limit
     if as_json:
-        print(
-            json_.dumps({**facts, "target": config.target, "id": config.id}, indent=1)
-        )
+        more = {"target": config.target, "id": config.id, "fits": fits}
+        print(json_.dumps({**facts, **more}, indent=1))
         return 0
     say = Console(highlight=False)
     say.print(
@@ -118,7 +117,9 @@ def _one(asked: dict[str, Any], eff: Any, as_json: bool) -> int:
         if seconds > 0:
             say.print(f"    {name:22} {seconds:10.4g} s")
     say.print(f"  {facts['tokens_per_second_per_chip']:,.0f} tokens/s a chip")
-    say.print(f"  {facts['hbm_bytes'] / 2**30:.2f} GiB a device")
+    of = "" if limit is None else f" of {limit / 2**30:.2f}"
+    verdict = ": does not fit" if fits is False else ""
+    say.print(f"  {facts['hbm_bytes'] / 2**30:.2f}{of} GiB a device{verdict}")
     say.print(f"  {facts['mfu_causal']:.1%} MFU (causal, 16-bit peak)")
     return 0
 

@@ -16,6 +16,7 @@ from scaling_lab.cost.fit import Fit, fit, half_width, held_out
 from scaling_lab.cost.points import Points
 from scaling_lab.cost.published import read_rows
 from scaling_lab.cost.runs import points_of
+from scaling_lab.cost.tables import read_table
 from scaling_lab.hardware import chip_for
 
 #: How much further than between published runs one's own efficiencies may go.
@@ -47,11 +48,11 @@ def from_table(path: str | Path, start: Calibration | None = None) -> Calibrated
     Raises:
       ValueError: no row can be read, or none has a step time.
     """
-    table = pd.read_csv(path)
+    table = read_table(path)
     if "step_seconds" not in table.columns:
         raise ValueError(f"{path} has no column step_seconds: nothing to fit to")
-    clock = pd.to_numeric(table["step_seconds"], errors="coerce")
-    table = table[np.asarray(clock > 0)].reset_index(drop=True)
+    clock = np.asarray(pd.to_numeric(table["step_seconds"], errors="coerce"), float)
+    table = table.iloc[np.flatnonzero(clock > 0)].reset_index(drop=True)
     rows = read_rows(table)
     if rows.points is None:
         raise ValueError(
@@ -60,7 +61,7 @@ def from_table(path: str | Path, start: Calibration | None = None) -> Calibrated
     table = table.iloc[rows.index]
     blank = [""] * len(table)
     sources = np.array([repository(str(x)) for x in table.get("source", blank)])
-    seconds = table["step_seconds"].to_numpy(float)
+    seconds = np.asarray(table["step_seconds"], float)
     found = fit(rows.points, seconds, sources, start)
     groups = sources if len(set(sources)) > 1 else np.arange(len(seconds)) % _FOLDS
     left = held_out(rows.points, seconds, groups, start, sources=sources)

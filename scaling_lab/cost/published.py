@@ -19,7 +19,7 @@ from scaling_lab.cost.known import Known, known
 from scaling_lab.cost.machines import machine_columns, peak_of
 from scaling_lab.cost.points import PRECISIONS, SCHEDULES, STACKS, Points
 from scaling_lab.cost.remats import remat_of
-from scaling_lab.hardware import Chip, chip
+from scaling_lab.hardware import Chip, chip, chip_for
 
 #: Columns that are read; others are carried along.
 COLUMNS = (
@@ -28,10 +28,14 @@ COLUMNS = (
     "microbatch_seqs hardware chips data fsdp zero_stage tensor stage virtual_stages "
     "context expert schedule precision remat technique"
 ).split()
-#: Without these a step has no size.
-NEEDED = (
-    "layers d_model n_heads d_ff seq_len global_batch_tokens hardware chips".split()
-)
+#: Without these a step has no size, and nothing else in a row says them.
+NEEDED = "seq_len global_batch_tokens hardware chips".split()
+#: What a line has beyond its heading; see `tables.read_table`.
+SURPLUS = "cells beyond the heading"
+#: Words that stand for a blank cell.
+_BLANK = ("nan", "na", "n/a", "#n/a", "<na>", "null")
+#: Above this no size of a run is meant.
+_MOST = 1e18
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +47,14 @@ class Rows:
       index: their positions in the table.
       assumptions: one sentence a row of the table; empty where nothing was assumed.
       reasons: why a row could not be read; ``None`` where it could.
+      labels: what to call each row in a message.
     """
 
     points: Points | None
     index: np.ndarray
     assumptions: list[str]
     reasons: list[str | None]
+    labels: list[str]
 
 
 def read_rows(table: pd.DataFrame) -> Rows:
@@ -63,13 +69,17 @@ def read_rows(table: pd.DataFrame) -> Rows:
             f"the table has no column {', '.join(missing)}; a step has no size without "
             f"{', '.join(NEEDED)}"
         )
-    points, index, assumptions, reasons = [], [], [], []
-    for position, record in enumerate(table.to_dict("records")):
+    points, index, assumptions, reasons, labels = [], [], [], [], []
+    for position, (at, record) in enumerate(
+        zip(table.index, table.to_dict("records"), strict=True)
+    ):
         row = Row(record)
+        number = at if isinstance(at, int) else position
+        labels.append(f"row {number + 1} ({row.label})")
         try:
             columns = row.columns()
         except (ValueError, KeyError, TypeError) as error:
-            reasons.append(f"row {position + 1} ({row.label}): {error}")
+            reasons.append(f"{labels[-1]}: {error}")
         else:
             points.append(columns)
             index.append(position)
@@ -78,7 +88,7 @@ def read_rows(table: pd.DataFrame) -> Rows:
     joined = None
     if points:
         joined = Points(**{k: np.asarray([c[k] for c in points]) for k in points[0]})
-    return Rows(joined, np.asarray(index, int), assumptions, reasons)
+    return Rows(joined, np.asarray(index, int), assumptions, reasons, labels)
 
 
 class Row:
@@ -102,7 +112,8 @@ class Row:
     def text(self, name: str) -> str:
         """A cell as text; blank is ''."""
         value = self.record.get(name)
-        return "" if value is None or value != value else str(value).strip()
+        text = "" if value is None or value != value else str(value).strip()
+        return "" if text.casefold() in _BLANK else text
 
     def number(self, name: str) -> float | None:
         """A cell as a number; ``None`` where it is blank.
@@ -117,8 +128,10 @@ class Row:
             value = float(text.replace(",", ""))
         except ValueError:
             raise ValueError(f"{name}={text!r} is not a number") from None
-        if not np.isfinite(value) or value < 0:
-            raise ValueError(f"{name}={text!r} must be a number of 0 or more")
+        if not 0 <= value <= _MOST:
+            raise ValueError(
+                f"{name}={text!r} must be a number of 0 or more, up to {_MOST:g}"
+            )
         return value
 
     def needed(self, name: str) -> float:
@@ -129,7 +142,8 @@ class Row:
         """
         value = self.number(name)
         if not value:
-            raise ValueError(f"{name} is blank, and a step has no size without it")
+            said = "blank" if value is None else "0"
+            raise ValueError(f"{name} is {said}, and a step has no size without it")
         return value
 
     def size(self, name: str) -> float:
@@ -145,7 +159,9 @@ class Row:
         from scaling_lab.cost.published_layout import layout
         from scaling_lab.cost.published_model import model
 
-        found = chip(self.text("hardware").lower().replace("_", "-"))
+        if surplus := self.text(SURPLUS):
+            raise ValueError(f"it has more cells than the heading: {surplus!r}")
+        found = self.chip()
         shape = model(self)
         machine = machine_columns(found, self.needed("chips"))
         precision = self.precision()
@@ -169,6 +185,24 @@ class Row:
             **self.widths(precision),
         }
 
+    def chip(self) -> Chip:
+        """The chip, by our name of it, another, or what its driver calls it.
+
+        Raises:
+          ValueError: the cell is blank, or nobody knows the chip.
+        """
+        text = self.text("hardware")
+        if not text:
+            raise ValueError("hardware is blank, and a step has no size without it")
+        try:
+            return chip("-".join(text.lower().replace("_", " ").split()))
+        except ValueError:
+            found = chip_for(text) or chip_for(f"NVIDIA {text}")
+            if found is None:
+                raise
+            self.say(f"hardware {text!r} read as {found.name}")
+            return found
+
     def precision(self) -> str:
         """The precision of the products, by the first word that names one."""
         text = self.text("precision").lower()
@@ -179,6 +213,9 @@ class Row:
             "fp8-mx": "mxfp8",
             "fp8": "float8",
             "float8": "float8",
+            "f8": "float8",
+            "e4m3": "float8",
+            "e5m2": "float8",
             "int8": "int8",
             "bf16": "bfloat16",
             "bfloat16": "bfloat16",
@@ -238,6 +275,8 @@ class Row:
             return "zero_bubble"
         if "interleaved" in text or self.size("virtual_stages") > 1:
             return "interleaved"
+        if text and not any(word in text for word in ("gpipe", "1f1b", "none")):
+            self.say(f"schedule {text!r} read as 1f1b")
         return "gpipe" if "gpipe" in text else "1f1b"
 
     def widths(self, precision: str) -> dict[str, float]:

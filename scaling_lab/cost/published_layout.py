@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ def layout(row: Row, devices: float, per_chip: int) -> dict[str, Any]:
     if rest < 1 or rest != int(rest):
         context, rest = _reread(row, devices, tensor, stage, context)
     data, fsdp = _replicas(row, rest, context, per_chip)
-    zero = row.number("zero_stage")
+    zero = _zero_stage(row)
     if zero is None:
         zero = 3.0 if fsdp > 1 else 1.0
         row.say(f"zero_stage blank: {zero:g}")
@@ -92,6 +91,16 @@ def _replicas(
     )
 
 
+def _zero_stage(row: Row) -> float | None:
+    text = row.text("zero_stage").lower().replace("_", "-")
+    text = text.removeprefix("zero").removeprefix("-").strip()
+    if text in ("none", "no", ""):
+        return 0.0 if text else None
+    if text not in ("0", "1", "2", "3", "0.0", "1.0", "2.0", "3.0"):
+        raise ValueError(f"zero_stage={text!r} is none of 0, 1, 2 and 3")
+    return float(text)
+
+
 def _sequence_parallel(row: Row, tensor: float) -> bool:
     if tensor == 1:
         return False
@@ -100,7 +109,12 @@ def _sequence_parallel(row: Row, tensor: float) -> bool:
 
 
 def _virtual(row: Row, stage: float) -> float:
-    virtual = row.size("virtual_stages")
+    virtual, layers = row.size("virtual_stages"), row.number("layers")
+    if layers and stage * virtual > layers:
+        raise ValueError(
+            f"stage={stage:g} × virtual_stages={virtual:g} are more than "
+            f"layers={layers:g}; correct one of them"
+        )
     if virtual == 1 and stage > 1 and "interleaved" in row.text("schedule").lower():
         row.say("interleaved without a count: 2 virtual stages")
         return 2.0
@@ -111,9 +125,11 @@ def _microbatch(row: Row, replicas: float, stage: float) -> float:
     sequences = row.needed("global_batch_tokens") / row.needed("seq_len") / replicas
     given = row.number("microbatch_seqs")
     if given:
-        return min(given, max(sequences, 1e-6))
+        if given > sequences:
+            row.say(f"microbatch_seqs={given:g}: a replica has only {sequences:g}")
+        return min(given, sequences)
     if stage > 1:
         row.say("microbatch_seqs blank: 1, as pipelines do")
         return min(1.0, sequences)
     row.say(f"microbatch_seqs blank: {sequences:g}, the whole share of a replica")
-    return max(sequences, 1 / math.inf if sequences <= 0 else sequences)
+    return sequences

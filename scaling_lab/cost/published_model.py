@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scaling_lab.cost.published_sizes import sizes
+
 if TYPE_CHECKING:
     from scaling_lab.cost.published import Row
 
@@ -16,24 +18,42 @@ def model(row: Row) -> dict[str, Any]:
     Raises:
       ValueError: a number that is needed is blank.
     """
-    fact = row.known
-    columns = _sizes(row) | _experts(row)
+    fact, given = row.known, row.number("params")
+    dims = sizes(row)
+    columns = _sizes(row, dims) | _experts(row, dims["d_ff"])
     columns["seq_len"] = row.needed("seq_len")
     columns["global_batch_tokens"] = row.needed("global_batch_tokens")
     columns["window"] = fact.window or 0
     columns["window_share"] = fact.window_share or 0.0
-    given = row.number("params")
     _fit_gate(row, columns, given)
     _fit_attention(row, columns, given)
+    _fit_experts(row, columns, given)
     columns["params"] = given or _count(columns)
     active = row.number("active_params")
     columns["active_params"] = active or _count(columns, active=True)
+    _contradictions(columns, {"params": given, "active_params": active})
     return columns
 
 
-def _sizes(row: Row) -> dict[str, Any]:
+def _contradictions(c: dict[str, Any], said: dict[str, float | None]) -> None:
+    """Raises where two numbers of a model cannot both be."""
+    for numbers, less, more, slack in (
+        (c, "kv_heads", "n_heads", 1.0),
+        (c, "top_k", "n_experts", 1.0),
+        (c, "seq_len", "global_batch_tokens", 1.0),
+        (said, "active_params", "params", 1.05),  # both are rounded
+    ):
+        small, large = numbers[less], numbers[more]
+        if small is not None and large and small > slack * large:
+            raise ValueError(
+                f"{less}={small:.12g} is more than {more}={large:.12g}; correct one "
+                "of them"
+            )
+
+
+def _sizes(row: Row, dims: dict[str, float]) -> dict[str, Any]:
     fact = row.known
-    d_model, heads = row.needed("d_model"), row.needed("n_heads")
+    d_model, heads = dims["d_model"], dims["n_heads"]
     kv_heads = row.number("kv_heads") or fact.kv_heads
     if not kv_heads:
         kv_heads = heads
@@ -46,7 +66,7 @@ def _sizes(row: Row) -> dict[str, Any]:
         vocab = 50304
         row.say("vocab blank: 50304, GPT-2's padded")
     return {
-        "layers": row.needed("layers"),
+        "layers": dims["layers"],
         "d_model": d_model,
         "n_heads": heads,
         "kv_heads": kv_heads,
@@ -57,8 +77,8 @@ def _sizes(row: Row) -> dict[str, Any]:
     }
 
 
-def _experts(row: Row) -> dict[str, Any]:
-    fact, width = row.known, row.needed("d_ff")
+def _experts(row: Row, width: float) -> dict[str, Any]:
+    fact = row.known
     experts = row.number("n_experts") or fact.n_experts or 0
     if not experts:
         return {
@@ -124,6 +144,31 @@ def _fit_attention(row: Row, columns: dict[str, Any], given: float | None) -> No
             f"dims count {counted / 1e9:.3g}B of {given / 1e9:.3g}B parameters: the "
             "rest is priced in the blocks"
         )
+
+
+def _fit_experts(row: Row, columns: dict[str, Any], given: float | None) -> None:
+    """Experts narrower than ``d_ff``, where the row's own count says so.
+
+    Raises:
+      ValueError: even without experts the dims count more than ``params``.
+    """
+    if not given or not columns["n_experts"] or row.known.expert_d_ff is not None:
+        return
+    counted = _count(columns)
+    if counted < 1.3 * given:
+        return
+    rest = _count(columns | {"expert_d_ff": 0.0})
+    fitting = columns["expert_d_ff"] * (given - rest) / (counted - rest)
+    if fitting < 1:
+        raise ValueError(
+            f"params={given:.4g}, and the dims without any expert count {rest:.4g}; "
+            "correct one of them"
+        )
+    columns["expert_d_ff"] = round(fitting)
+    row.say(
+        f"experts of width {columns['expert_d_ff']}: of width {columns['d_ff']:g} they "
+        f"would count {counted:.3g} parameters, not {given:.3g}"
+    )
 
 
 def _formula(c: dict[str, Any]) -> float:

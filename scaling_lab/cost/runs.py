@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from scaling_lab import dims
-from scaling_lab.config import RunConfig
+from scaling_lab.config import RunConfig, validate
 from scaling_lab.cost import activations
 from scaling_lab.cost.flops import parameters, recomputed
 from scaling_lab.cost.ledger import record
@@ -31,6 +32,34 @@ def points_of(configs: Sequence[RunConfig], local: Chip | None = None) -> Points
       ValueError: no config at all.
     """
     return Points.concat([_point(config, local) for config in configs])
+
+
+def check(config: RunConfig) -> None:
+    """Raises unless a run can be priced: `validate`'s laws, and those of the axes
+    ``stage`` and ``context``, which are priced though nothing is trained over them yet.
+
+    Raises:
+      ValueError: what is wrong, and what would do.
+    """
+    mesh, devices = config.layout.mesh, config.parsed_target().devices
+    stage, context = mesh.get("stage", 1), mesh.get("context", 1)
+    if devices is not None and devices != config.layout.devices:
+        return validate(config)
+    if config.model.L < stage:
+        raise ValueError(f"stage={stage} is more than the L={config.model.L} layers")
+    if config.accumulate < stage:
+        raise ValueError(
+            f"stage={stage} with {config.accumulate} microbatches leaves stages idle; "
+            f"use --accumulate {stage} or more"
+        )
+    if context > 1 and config.length % (2 * context):
+        raise ValueError(
+            f"context={context} does not cut {config.length} positions into equal "
+            f"halves; use a --length that {2 * context} divides"
+        )
+    rest = {axis: n for axis, n in mesh.items() if axis not in ("stage", "context")}
+    layout = dataclasses.replace(config.layout, mesh=rest or {"data": 1})
+    validate(dataclasses.replace(config, layout=layout), layout.devices)
 
 
 def _point(config: RunConfig, local: Chip | None) -> Points:
@@ -70,9 +99,9 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
         "microbatch_seqs": config.batch / config.accumulate / replicas,
         "zero_stage": _zero(layout),
         "sequence_parallel": float("T" in dict(layout.acts.get("BTD") or {})),
-        "stage": 1,
+        "stage": layout.mesh.get("stage", 1),
         "virtual_stages": 1,
-        "context": 1,
+        "context": layout.mesh.get("context", 1),
         "expert": 1,
         "schedule": SCHEDULES.index("1f1b"),
         "overlap": 0,

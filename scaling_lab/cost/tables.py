@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import csv
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from scaling_lab.cost.efficiencies import Calibration
 from scaling_lab.cost.predict import predict
-from scaling_lab.cost.published import read_rows
+from scaling_lab.cost.published import SURPLUS, read_rows
 
 #: What a prediction adds to a table, in order.
 ADDED = (
@@ -24,6 +27,52 @@ ADDED = (
     "prediction_reason",
 )
 _CHUNK = 1000
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """A file of comma-separated values, every cell as it is written.
+
+    Nothing is guessed: ``8`` stays ``8`` and a name of digits a name. What a line has
+    beyond the heading is kept in a column `SURPLUS`, for its row to be reported.
+
+    Raises:
+      ValueError: the file is empty, no UTF-8, or no table.
+      OSError: it cannot be opened.
+    """
+    path = Path(path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        lines = [cells for cells in csv.reader(io.StringIO(text, "")) if cells]
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 text (byte {error.start} is "
+            f"{error.object[error.start]:#04x}); save it as CSV in UTF-8"
+        ) from None
+    except csv.Error as error:
+        raise ValueError(
+            f"{path} is no table of comma-separated values: {error}"
+        ) from None
+    if not lines:
+        raise ValueError(f"{path} is empty: it needs a heading and a row for every run")
+    heading = _headings(lines[0])
+    rows = [line + [""] * (len(heading) - len(line)) for line in lines[1:]]
+    table = pd.DataFrame(
+        [row[: len(heading)] for row in rows], columns=heading, dtype=str
+    )
+    surplus = [",".join(row[len(heading) :]) for row in rows]
+    return table.assign(**{SURPLUS: surplus}) if any(surplus) else table
+
+
+def _headings(names: Sequence[str]) -> list[str]:
+    """The names with spaces gone, a repeated one told apart by a number."""
+    found: list[str] = []
+    for name in (name.strip() for name in names):
+        fresh, count = name, 0
+        while fresh in found:
+            count += 1
+            fresh = f"{name}.{count}"
+        found.append(fresh)
+    return found
 
 
 def predict_table(
@@ -54,6 +103,11 @@ def _predict(table: pd.DataFrame, calibration: Calibration | None) -> pd.DataFra
     columns = {name: np.full(len(table), np.nan) for name in ADDED[:4] + ADDED[5:7]}
     if rows.points is not None:
         found = predict(rows.points, calibration)
+        finite = np.isfinite(found.step_seconds) & np.isfinite(found.hbm_bytes)
+        for at in rows.index[~finite]:
+            rows.reasons[at] = (
+                f"{rows.labels[at]}: its numbers are so large that no step follows"
+            )
         for name, values in {
             "predicted_step_seconds": found.step_seconds,
             "predicted_tokens_per_second_per_chip": found.tokens_per_second_per_chip,
@@ -62,7 +116,7 @@ def _predict(table: pd.DataFrame, calibration: Calibration | None) -> pd.DataFra
             "predicted_step_seconds_low": found.low_seconds,
             "predicted_step_seconds_high": found.high_seconds,
         }.items():
-            columns[name][rows.index] = values
+            columns[name][rows.index] = np.where(finite, values, np.nan)
     added = pd.DataFrame(
         {
             **columns,
