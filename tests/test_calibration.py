@@ -161,6 +161,15 @@ def test_records_without_a_clock_are_refused(tmp_path):
         from_records(tmp_path)
 
 
+def test_imported_records_are_sent_to_their_table(call, tmp_path):
+    runs = table(tmp_path / "runs.csv")
+    assert call("records", "import", runs, "--out", tmp_path / "theirs")[0] == 0
+    out = tmp_path / "mine.json"
+    code, _, said = call("calibrate", tmp_path / "theirs", "--out", out)
+    assert code == 2 and not out.exists()
+    assert "2 timed records" in said and "the table they came from" in said
+
+
 def test_half_of_a_sweep_predicts_the_other(tmp_path):
     """Calibrated on alternate records of a CPU's sweep: within 10 % in the median."""
     rows = [r for r in record.read(RECORDS) if seconds_of(r) is not None]

@@ -475,6 +475,53 @@ DEEPSEEK = {
     "vocab_size": 129280,
 }
 GPT2 = {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12}
+GEMMA2 = {
+    "model_type": "gemma2",
+    "hidden_size": 3584,
+    "num_hidden_layers": 42,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "vocab_size": 256000,
+    "sliding_window": 4096,
+}
+GEMMA = GEMMA2 | {
+    "model_type": "gemma",
+    "hidden_size": 3072,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 16,
+    "intermediate_size": 24576,
+}
+GEMMA3 = {
+    "model_type": "gemma3_text",
+    "hidden_size": 1152,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "intermediate_size": 6912,
+    "vocab_size": 262144,
+    "sliding_window": 512,
+}
+PHI3 = {
+    "model_type": "phi3",
+    "hidden_size": 3072,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "intermediate_size": 8192,
+    "vocab_size": 32064,
+}
+GPT_OSS = {
+    "model_type": "gpt_oss",
+    "hidden_size": 2880,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "intermediate_size": 2880,
+    "num_local_experts": 32,
+    "num_experts_per_tok": 4,
+    "vocab_size": 201088,
+    "sliding_window": 128,
+}
 
 
 @pytest.mark.parametrize(
@@ -487,11 +534,40 @@ GPT2 = {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12}
         (QWEN3_MOE, 30_532_122_624, 3_353_032_704),
         (DEEPSEEK, 671_026_419_200, 37_552_297_472),
         (GPT2 | {"vocab_size": 50257, "n_positions": 1024}, 124_439_808, 124_439_808),
+        (GEMMA, 8_537_680_896, 8_537_680_896),
+        (GEMMA2, 9_241_705_984, 9_241_705_984),
+        (GEMMA3, 999_885_952, 999_885_952),
+        (PHI3, 3_821_079_552, 3_821_079_552),
+        (GPT_OSS, 20_914_757_184, 4_187_440_704),
     ],
 )
 def test_parameters_of_published_models(config, params, active):
     shape = huggingface.read(config)
     assert (shape.params, shape.active_params) == (params, active)
+
+
+@pytest.mark.parametrize(
+    ("config", "window", "share"),
+    [
+        (GEMMA, 0, 0),
+        (GEMMA2, 4096, 1 / 2),
+        (GEMMA3, 512, 22 / 26),
+        (GPT_OSS, 128, 1 / 2),
+        (GPT_OSS | {"layer_types": ["sliding_attention"] * 24}, 128, 1),
+        (QWEN2, 0, 0),
+    ],
+)
+def test_local_layers(config, window, share):
+    shape = huggingface.read(config)
+    assert (shape.window, shape.window_share) == (window, pytest.approx(share))
+
+
+def test_a_type_by_its_class_and_a_text_model_inside():
+    plain = {k: v for k, v in DEEPSEEK.items() if k != "model_type"}
+    named = huggingface.read(plain | {"architectures": ["DeepseekV3ForCausalLM"]})
+    assert named == huggingface.read(DEEPSEEK)
+    text = {"model_type": "gemma3", "text_config": GEMMA3, "vision_config": {}}
+    assert huggingface.read(text).params == huggingface.read(GEMMA3).params
 
 
 def test_a_config_that_is_a_family_of_ours_can_be_compiled(tmp_path):
@@ -524,6 +600,14 @@ def test_a_familys_fields(tmp_path):
         ('{"family": "llama", "L": 3}', "missing"),
         ('{"model_type": "lama"}', "did you mean llama"),
         ('{"model_type": "llama"}', "no hidden_size"),
+        ('{"family": "llama", "L": 3}', "missing of llama: D, N, K, H, F, V"),
+        ('{"family": "llama", "size": "8b", "L": "3"}', "L='3' must be a whole number"),
+        ('{"family": "llama", "size": "8b", "L": -1}', "L=-1 must be a whole number"),
+        ('{"family": "llama", "size": "8b", "K": 5}', "N=32 does not divide into 5"),
+        (json.dumps(LLAMA | {"hidden_size": "4096"}), "hidden_size='4096' must be"),
+        (json.dumps(LLAMA | {"num_hidden_layers": 0}), "num_hidden_layers=0 must be"),
+        (json.dumps(LLAMA | {"hidden_size": 4100}), "hidden_size=4100 does not divide"),
+        (json.dumps(DEEPSEEK | {"v_head_dim": None}), "no v_head_dim in this"),
     ],
 )
 def test_a_model_file_that_cannot_be_read(tmp_path, text, said):

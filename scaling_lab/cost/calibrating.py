@@ -73,12 +73,20 @@ def from_table(path: str | Path, start: Calibration | None = None) -> Calibrated
 def from_records(path: str | Path, start: Calibration | None = None) -> Calibrated:
     """Fits the finished, measured records of a folder.
 
+    Records that were imported, and so lack a config of ours, are left out.
+
     Raises:
-      ValueError: none has a measured step time.
+      ValueError: none has a measured step time, or none says its config.
     """
-    kept = [r for r in record.read(path) if seconds_of(r) is not None]
-    if not kept:
+    timed = [r for r in record.read(path) if seconds_of(r) is not None]
+    if not timed:
         raise ValueError(f"no record of {path} has a measured step time")
+    kept = [r for r in timed if r.asked.get("config")]
+    if not kept:
+        raise ValueError(
+            f"the {len(timed)} timed records of {path} were imported and do not say "
+            "their whole config; calibrate on the table they came from, a .csv"
+        )
     seconds = np.array([seconds_of(r) for r in kept], float)
     points, start = points_of_records(kept), start or calibrations.frozen()
     found = fit(points, seconds, start=start, tight=_OWN)

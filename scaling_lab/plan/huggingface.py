@@ -6,21 +6,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from scaling_lab.names import unknown
+from scaling_lab.plan.hf_fields import GPT_LIKE, field, filled
 
-#: Blocks like Llama's: RMSNorm, rotary positions, a gate, no absolute positions.
-LLAMA_LIKE = (
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "mixtral",
-    "qwen2_moe",
-    "qwen3_moe",
-    "deepseek_v2",
-    "deepseek_v3",
-)
-GPT_LIKE = ("gpt2", "gpt_neox")
+#: One layer of so many sees every key, where a file does not list its layers.
+_PERIOD = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "gpt_oss": 2}
+_SLIDING = ("mistral", "mixtral", "phi3", *_PERIOD)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,31 +62,15 @@ def read(data: dict[str, Any]) -> Shape:
     Raises:
       ValueError: a type that is not known, or a field that is missing.
     """
-    if isinstance(data.get("text_config"), dict) and "model_type" in data:
-        data = {**data["text_config"], "model_type": data["model_type"]}
-    kind = str(data.get("model_type", ""))
-    if kind not in (*LLAMA_LIKE, *GPT_LIKE):
-        known = (*LLAMA_LIKE, *GPT_LIKE)
-        said = unknown("model_type", kind, known)
-        raise ValueError(
-            f"{said}; or give a family's fields: "
-            '{"family": "llama", "L": 32, "D": 4096, …}'
-        )
+    data, kind = filled(data)
     return _gpt(data, kind) if kind in GPT_LIKE else _llama(data, kind)
 
 
-def _field(data: dict[str, Any], *names: str) -> Any:
-    for name in names:
-        if data.get(name) is not None:
-            return data[name]
-    raise ValueError(f"no {' or '.join(names)} in this {data['model_type']} config")
-
-
 def _gpt(data: dict[str, Any], kind: str) -> Shape:
-    width = _field(data, "n_embd", "hidden_size")
-    layers = _field(data, "n_layer", "num_hidden_layers")
-    heads = _field(data, "n_head", "num_attention_heads")
-    vocab = _field(data, "vocab_size")
+    width = field(data, "n_embd", "hidden_size")
+    layers = field(data, "n_layer", "num_hidden_layers")
+    heads = field(data, "n_head", "num_attention_heads")
+    vocab = field(data, "vocab_size")
     positions = data.get("n_positions") or data.get("max_position_embeddings")
     inner = data.get("n_inner") or data.get("intermediate_size") or 4 * width
     tied = data.get("tie_word_embeddings", kind == "gpt2")
@@ -111,7 +85,7 @@ def _gpt(data: dict[str, Any], kind: str) -> Shape:
         d_model=width,
         n_heads=heads,
         kv_heads=heads,
-        head_dim=width // heads,
+        head_dim=even("hidden_size", width, heads),
         d_ff=inner,
         gated=False,
         vocab=vocab,
@@ -123,22 +97,27 @@ def _gpt(data: dict[str, Any], kind: str) -> Shape:
 
 
 def _llama(data: dict[str, Any], kind: str) -> Shape:
-    width, layers = _field(data, "hidden_size"), _field(data, "num_hidden_layers")
-    heads = _field(data, "num_attention_heads")
+    width, layers = field(data, "hidden_size"), field(data, "num_hidden_layers")
+    heads = field(data, "num_attention_heads")
     keys = data.get("num_key_value_heads") or heads
-    head = data.get("head_dim") or width // heads
-    vocab = _field(data, "vocab_size")
+    head = data.get("head_dim") or even("hidden_size", width, heads)
+    even("num_attention_heads", heads, keys)
+    vocab = field(data, "vocab_size")
     tied = bool(data.get("tie_word_embeddings", False))
     moe = _experts(data, kind, layers)
     attention, head = _attention(data, kind, (width, heads, keys, head))
     dense = moe["dense_layers"] if moe["n_experts"] else layers
-    inner = _field(data, "intermediate_size") if dense else 0
+    inner = field(data, "intermediate_size") if dense else 0
     one = 3 * width * moe["expert_d_ff"]
+    if kind == "gpt_oss":  # biases of the products, of the router, and the sinks
+        one += 2 * moe["expert_d_ff"] + width
+        attention += heads + moe["n_experts"]
     outside = 3 * width * moe["shared_d_ff"] + width * moe["n_experts"]
     outside += width if kind == "qwen2_moe" else 0  # the shared expert's own gate
     outside += moe["n_experts"] if kind == "deepseek_v3" else 0  # its balancing bias
     sparse = layers - dense
-    every = layers * (attention + 2 * width) + dense * 3 * width * inner
+    norms = 4 if kind.startswith(("gemma2", "gemma3")) else 2
+    every = layers * (attention + norms * width) + dense * 3 * width * inner
     every += sparse * outside + vocab * width * (1 if tied else 2) + width
     local = _window(data, kind, layers)
     return Shape(
@@ -169,15 +148,15 @@ def _attention(
     width, heads, keys, head = sizes
     if not kind.startswith("deepseek"):
         count = 2 * width * head * (heads + keys)
-        if kind == "qwen3" or kind == "qwen3_moe":
+        if kind.startswith(("qwen3", "gemma3")):
             count += 2 * head  # norms of queries and keys
         if data.get("attention_bias", kind in ("qwen2", "qwen2_moe")):
             count += head * (heads + 2 * keys)
-            if kind == "llama":
+            if kind in ("llama", "gpt_oss"):
                 count += width
         return count, head
-    rank, rope = data["kv_lora_rank"], data["qk_rope_head_dim"]
-    plain, value = data["qk_nope_head_dim"], data["v_head_dim"]
+    rank, rope = field(data, "kv_lora_rank"), field(data, "qk_rope_head_dim")
+    plain, value = field(data, "qk_nope_head_dim"), field(data, "v_head_dim")
     latent = data.get("q_lora_rank")
     wide = heads * (plain + rope)
     count = width * wide if latent is None else latent * (width + wide + 1)
@@ -187,10 +166,10 @@ def _attention(
 
 def _experts(data: dict[str, Any], kind: str, layers: int) -> dict[str, int]:
     none = ("n_experts", "top_k", "expert_d_ff", "shared_d_ff", "dense_layers")
-    if kind == "mixtral":
-        found = (_field(data, "num_local_experts"), _field(data, "num_experts_per_tok"))
+    if kind in ("mixtral", "gpt_oss"):
+        found = (field(data, "num_local_experts"), field(data, "num_experts_per_tok"))
         return dict(
-            zip(none, (*found, _field(data, "intermediate_size"), 0, 0), strict=True)
+            zip(none, (*found, field(data, "intermediate_size"), 0, 0), strict=True)
         )
     if kind in ("qwen2_moe", "qwen3_moe"):
         if data.get("decoder_sparse_step", 1) != 1 or data.get("mlp_only_layers"):
@@ -200,16 +179,16 @@ def _experts(data: dict[str, Any], kind: str, layers: int) -> dict[str, int]:
             )
         shared = data.get("shared_expert_intermediate_size", 0)
         shared = shared if kind == "qwen2_moe" else 0
-        width = _field(data, "moe_intermediate_size")
-        count = _field(data, "num_experts")
-        found = (count, _field(data, "num_experts_per_tok"), width, shared, 0)
+        width = field(data, "moe_intermediate_size")
+        count = field(data, "num_experts")
+        found = (count, field(data, "num_experts_per_tok"), width, shared, 0)
         return dict(zip(none, found, strict=True))
     if kind.startswith("deepseek") and data.get("n_routed_experts"):
-        width = _field(data, "moe_intermediate_size")
+        width = field(data, "moe_intermediate_size")
         shared = width * (data.get("n_shared_experts") or 0)
         first = min(data.get("first_k_dense_replace", 0), layers)
-        count = _field(data, "n_routed_experts")
-        found = (count, _field(data, "num_experts_per_tok"), width, shared, first)
+        count = field(data, "n_routed_experts")
+        found = (count, field(data, "num_experts_per_tok"), width, shared, first)
         return dict(zip(none, found, strict=True))
     return dict.fromkeys(none, 0)
 
@@ -217,7 +196,24 @@ def _experts(data: dict[str, Any], kind: str, layers: int) -> dict[str, int]:
 def _window(data: dict[str, Any], kind: str, layers: int) -> tuple[int, float]:
     """Keys a local layer sees and the share of local layers."""
     window = data.get("sliding_window") or 0
-    if not window or not data.get("use_sliding_window", kind in ("mistral", "mixtral")):
+    if not window or not data.get("use_sliding_window", kind in _SLIDING):
         return 0, 0.0
+    if isinstance(data.get("layer_types"), list) and data["layer_types"]:
+        local = [each == "sliding_attention" for each in data["layer_types"]]
+        return window, sum(local) / len(local)
+    if kind in _PERIOD:
+        period = data.get("sliding_window_pattern") or _PERIOD[kind]
+        return window, (layers - layers // period) / layers
     first = data.get("max_window_layers", 0) if kind.startswith("qwen") else 0
     return window, max(0.0, (layers - first) / layers)
+
+
+def even(name: str, size: int, parts: int) -> int:
+    """How large each of so many equal parts is.
+
+    Raises:
+      ValueError: they cannot be equal.
+    """
+    if size % parts:
+        raise ValueError(f"{name}={size} does not divide into {parts} equal parts")
+    return size // parts

@@ -14,8 +14,10 @@ from typing import Any
 import jax
 
 from scaling_lab import models
+from scaling_lab.dims import ALPHABET
 from scaling_lab.names import one_of
 from scaling_lab.plan import huggingface
+from scaling_lab.plan.hf_fields import whole
 from scaling_lab.plan.huggingface import Shape
 
 __all__ = ["Shape", "of_config", "read"]
@@ -78,19 +80,30 @@ def _family(data: dict[str, Any]) -> Shape:
     known = [field.name for field in dataclasses.fields(module.Config)]
     for name in fields:
         one_of(f"field of {data['family']}", name, known)
-    try:
-        if size is not None:
-            made = dataclasses.replace(models.size(data["family"], size), **fields)
-        else:
-            made = module.Config(**fields)
-    except TypeError as error:
-        raise ValueError(f"fields of {data['family']}: {error}") from error
+    for name, value in fields.items():
+        if name in ALPHABET:
+            whole(name, value)
+    needed = [
+        field.name
+        for field in dataclasses.fields(module.Config)
+        if field.default is dataclasses.MISSING and field.name not in fields
+    ]
+    if size is not None:
+        made = dataclasses.replace(models.size(data["family"], size), **fields)
+    elif needed:
+        raise ValueError(
+            f"missing of {data['family']}: {', '.join(needed)}; or give a size to "
+            'start from, as "size": "8b"'
+        )
+    else:
+        made = module.Config(**fields)
+    huggingface.even("N", made.N, made.K)
     return of_config(made)
 
 
 def _trainable(data: dict[str, Any], shape: Shape) -> Any:
     """Our own config of a Hugging Face model, where a family of ours is the same."""
-    kind = data.get("model_type")
+    kind = shape.name
     sizes = (shape.layers, shape.d_model, shape.n_heads, shape.kv_heads)
     rest = (shape.head_dim, shape.d_ff, shape.vocab)
     if kind in ("llama", "mistral") and not shape.window:
