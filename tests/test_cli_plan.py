@@ -79,6 +79,20 @@ def test_axes_and_the_star(call):
     assert "did you mean fsdp" in err
 
 
+def test_what_no_compiler_speaks_for_is_predicted(call, tmp_path):
+    words = "plan --size 1b --target mi300x:1x8 --batch-tokens 1M --length 4096 --json"
+    code, out, err = call(f"{words} --compile 1")
+    assert code == 0 and "predicted only: there is no compiler for mi300x" in err
+    rows = json.loads(out)
+    assert rows[0]["confirmed"] is None
+    assert json.loads(call(words)[1]) == rows  # every axis, as without --compile
+
+
+def test_precisions_as_people_type_them(call):
+    short = call(*SMALL, "--precision", "fp8", "--json")[1]
+    assert short and short == call(*SMALL, "--precision", "float8", "--json")[1]
+
+
 def test_what_fits_nowhere(call):
     code, out, err = call("plan --size 405b --target tpu-v5e:2x2 --batch-tokens 1M")
     assert code == 2
@@ -110,7 +124,7 @@ def test_a_budget(call):
     assert {"tokens", "hours", "chip_hours", "layout"} <= set(rows[0])
     code, _, err = call(*SMALL, "--chip-hours", "1", "--train-tokens", "9T")
     assert code == 2
-    assert "do not reach" in err
+    assert "too few chip-hours" in err and "takes" in err
 
 
 @pytest.mark.parametrize("tool", ["maxtext", "megatron", "torchtitan"])
@@ -128,7 +142,9 @@ def test_bad_words(call):
         (("--emit", "maxtext", "--choose", "99"), "--choose 99"),
         (("--target", "tpu-v5p:3x3x3"), "no such slice"),
         (("--target", "local"), "name a machine"),
-        (("--precision", "bf16"), "did you mean"),
+        (("--precision", "float9"), "did you mean float8"),
+        (("--top", "0"), "--top 0: at least 1"),
+        (("--compile", "-1"), "--compile -1: at least 0"),
         (("--optimizer", "adam"), "did you mean adamw"),
         (("--batch-tokens", "lots"), "as 4M"),
         (("--calibration", "none.json"), "none.json"),

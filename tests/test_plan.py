@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -37,7 +38,14 @@ def rows(found):
 
 @pytest.mark.parametrize(
     ("text", "length", "batch"),
-    [("4M", 8192, 512), ("4m", 8192, 512), ("100000", 4096, 24), ("1.5K", 512, 3)],
+    [
+        ("4M", 8192, 512),
+        ("4m", 8192, 512),
+        ("100000", 4096, 24),
+        ("1.5K", 512, 3),
+        ("4e6", 8192, 488),
+        ("4,194,304", 8192, 512),
+    ],
 )
 def test_batches_in_tokens(text, length, batch):
     assert sequences(text, length) == batch
@@ -85,7 +93,8 @@ def test_every_candidate_is_legal_one_by_one():
         assert model.d_ff % row["tensor"] == model.vocab % row["tensor"] == 0
         assert not model.kv_heads % row["tensor"] or not row["tensor"] % model.kv_heads
         assert 8 % row["tensor"] == 0  # stays inside a node
-        assert model.layers % (row["stage"] * row["pieces"]) == 0
+        parts = row["stage"] * row["pieces"]
+        assert model.layers >= 0.95 * parts * math.ceil(model.layers / parts)
         replicas = row["data"] * row["fsdp"]
         count = 96 // replicas // row["sequences"]
         assert count * replicas * row["sequences"] == 96
@@ -146,6 +155,31 @@ def test_refusals_are_counted_and_said():
     refused = candidates(question(batch=48)).refused
     assert any("48 sequences" in said for said in refused)
     assert any("L=32" in said for said in refused)
+
+
+def test_layers_need_not_divide_when_the_ends_take_their_place():
+    """126 layers on 16 stages, as they were trained; 80 on 32 would leave 16 empty."""
+    found = candidates(question(size="405b", target="h100:64x8", batch=512))
+    assert 16 in found.table["stage"]
+    found = candidates(question(size="70b", target="h100:64x8", batch=512))
+    assert 16 in found.table["stage"] and 32 not in found.table["stage"]
+
+
+def test_a_stage_that_holds_more_needs_more():
+    asked = question(size="405b", target="h100:64x8", batch=512)
+    found = candidates(asked)
+    table = found.table
+    one = (table["stage"] == 16) & (table["pieces"] == 1) & (table["fsdp"] == 1)
+    run = rank.as_points(asked, found.take(np.flatnonzero(one)))
+    priced, exact = memory(run), memory(run.replace(layers=128, params=np.nan))
+    np.testing.assert_allclose(priced.activation_bytes, exact.activation_bytes)
+
+
+def test_no_legal_mesh_says_what_batch_would_have_one():
+    asked = question(target="gb200:1x72", batch=512)
+    with pytest.raises(ValueError, match=r"504 sequences .--batch-tokens \d+. have"):
+        plan.plan(asked)
+    assert plan.plan(dataclasses.replace(asked, batch=504)).choices
 
 
 def test_tensor_leaves_a_node_only_when_asked():
@@ -370,6 +404,25 @@ def test_what_fits_nowhere_says_by_how_much():
     said = sizes.too_large(question(size="70b", target="tpu-v5e:2x2", batch=64))
     assert "more than the" in said
     assert "the smallest machine that would do is tpu-v5e:" in said
+    # Of one slice none does, of several one.
+    said = sizes.too_large(question(size="405b", target="tpu-v5e:4x4", batch=64))
+    assert "tpu-v5e:16x16*2" in said
+
+
+def test_a_machine_that_fits_with_state_on_the_host_is_one_that_fits():
+    asked = question(size="70b", target="h100:8x8", batch=64)
+    smallest = plan.smallest_machine(asked)
+    assert smallest is not None and smallest.text == "h100:1x8"
+    held = plan.plan(dataclasses.replace(asked, target=smallest)).choices
+    assert held and all(choice.host for choice in held)
+
+
+def test_a_budget_too_small_says_what_would_do():
+    asked = question(target="h100:2x8", batch=64)
+    said = sizes.too_few_hours(asked, 1e12)
+    hours = float(re.search(r"takes ([\d,]+)", said)[1].replace(",", ""))
+    assert not plan.for_budget(asked, 0.9 * hours, 1e12)
+    assert plan.for_budget(asked, 1.01 * hours, 1e12)
 
 
 def test_the_largest_batch_fits_and_no_larger_does():
@@ -629,6 +682,14 @@ def choice_of(asked, **wanted):
     from scaling_lab.plan.answer import answered
 
     return answered(priced, 1).choices[0]
+
+
+def test_unequal_stages_are_named():
+    asked = question(size="405b", target="h100:64x8", batch=512)
+    choice = choice_of(asked, stage=16, pieces=1)
+    for tool, said in (("maxtext", "pad to 128 layers"), ("megatron", "-layout")):
+        notes = " ".join(emit.flags(tool, asked, choice).unmapped)
+        assert "126 layers over 16 unequal parts" in notes and said in notes
 
 
 def test_there_are_three_tools():

@@ -86,7 +86,13 @@ def plan(
     from scaling_lab import plan as room
     from scaling_lab.cli import plan_table as table
 
-    question = question_of(asked, trained=bool(answer.compile))
+    _check(answer)
+    question = question_of(asked)
+    if answer.compile and (why := room.cannot_compile(question)):
+        table.say(f"not compiled, predicted only: {why}")
+        answer = dataclasses.replace(answer, compile=0)
+    if answer.compile:
+        question = question_of(asked, trained=True)
     chip = question.target.chip
     if chip is not None and not chip.flops_per_second and asked.calibration is None:
         table.say(
@@ -94,10 +100,11 @@ def plan(
             " --calibration FILE, fitted with `scaling-lab calibrate` on your records"
         )
     if answer.chip_hours is not None:
-        found = room.for_budget(
-            question, answer.chip_hours, _tokens(answer.train_tokens)
-        )
-        return table.budget(question, found, answer)
+        wanted = _tokens(answer.train_tokens)
+        found = room.for_budget(question, answer.chip_hours, wanted)
+        if not found:
+            raise ValueError(room.sizes.too_few_hours(question, wanted))
+        return table.budget(found, answer)
     if answer.smallest:
         smallest = room.smallest_machine(question)
         if smallest is None:
@@ -119,6 +126,12 @@ def plan(
     if answer.emit is not None:
         return _emit(found, answer)
     return table.show(found, answer)
+
+
+def _check(answer: Answer) -> None:
+    for name, least in (("top", 1), ("compile", 0)):
+        if getattr(answer, name) < least:
+            raise ValueError(f"--{name} {getattr(answer, name)}: at least {least}")
 
 
 def question_of(asked: Asked, *, trained: bool = False) -> Any:

@@ -71,7 +71,7 @@ def _stage(points: Points, last: bool) -> Memory:
     weights = parameters(points)
     rests, reduced, state = shards(points)
     tokens = tokens_in_use(points)
-    layers = points.layers / points.stage
+    layers = fullest(points)
     kept = kept_per_token(points)
     flight = in_flight(points, last=last)
     head = last | (points.stage == 1)
@@ -85,6 +85,11 @@ def _stage(points: Points, last: bool) -> Memory:
         logits_bytes=logits + ends,
         temporary_bytes=_temporary(points, weights, kept),
     )
+
+
+def fullest(points: Points) -> Array:
+    """Layers of the stage that holds most."""
+    return np.ceil(points.layers / points.stage - 1e-9)
 
 
 class Weights(NamedTuple):
@@ -143,10 +148,11 @@ def parameters(points: Points) -> Weights:
     expert = np.maximum(points.expert, 1)
     in_layer = divided / layers
     in_layer = in_layer + experts / tensor / expert / np.maximum(sparse, 1)
+    share = fullest(points) / layers
     return Weights(
-        layers=divided / points.stage,
+        layers=divided * share,
         ends=tables / tensor,
-        experts=experts / tensor / points.stage,
+        experts=experts / tensor * share,
         expert=expert,
         in_layer=in_layer,
     )

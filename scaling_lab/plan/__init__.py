@@ -8,7 +8,7 @@ from scaling_lab.plan import reasons as reasons
 from scaling_lab.plan import sizes as sizes
 from scaling_lab.plan.answer import Choice, Plan, plan
 from scaling_lab.plan.ask import ask, best_layouts
-from scaling_lab.plan.confirm import config_of, confirm
+from scaling_lab.plan.confirm import cannot_compile, config_of, confirm
 from scaling_lab.plan.question import Question, sequences
 from scaling_lab.plan.shape import Shape, of_config, read
 from scaling_lab.plan.sizes import Best, for_budget, largest_batch, smallest_machine
@@ -21,6 +21,7 @@ __all__ = [
     "Shape",
     "ask",
     "best_layouts",
+    "cannot_compile",
     "config_of",
     "confirm",
     "for_budget",

@@ -9,7 +9,7 @@ import numpy as np
 
 from scaling_lab.dims import AXES
 from scaling_lab.plan import law, reasons, words
-from scaling_lab.plan.candidates import policy_of
+from scaling_lab.plan.candidates import candidates, policy_of
 from scaling_lab.plan.question import Question
 from scaling_lab.plan.rank import Ranked, rank
 
@@ -122,12 +122,26 @@ def no_mesh(question: Question, refused: dict[str, int]) -> str:
     """What to say when no mesh is legal."""
     laws = sorted(refused.items(), key=lambda item: -item[1])
     said = "; ".join(f"{law} ({count} meshes)" for law, count in laws)
+    batch = _lawful_batch(question)
+    advice = "change the batch, or allow more --axes"
+    if batch is not None:
+        tokens = batch * question.length
+        advice = f"{batch} sequences (--batch-tokens {tokens}) have legal meshes"
     return (
         f"no mesh of {question.devices} devices with axes "
         f"{', '.join(question.axes)} is legal for {question.shape.name} with "
         f"{question.batch} sequences of {question.length}: {said or 'none was tried'}; "
-        "change the batch, or allow more --axes"
+        f"{advice}"
     )
+
+
+def _lawful_batch(question: Question) -> int | None:
+    """The nearest batch that so many devices divide, if some mesh is then legal."""
+    count = question.devices
+    batch = max(1, round(question.batch / count)) * count
+    if not len(candidates(dataclasses.replace(question, batch=batch))):
+        return None
+    return batch
 
 
 def _first_of_groups(groups: np.ndarray, order: np.ndarray) -> list[int]:

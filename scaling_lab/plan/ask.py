@@ -16,6 +16,16 @@ from scaling_lab.plan.answer import Plan, plan
 from scaling_lab.plan.question import Question, sequences
 from scaling_lab.plan.shape import of_config, read
 
+#: What people type for a precision.
+_SHORT = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "fp32": "float32",
+    "tf32": "float32",
+    "fp8": "float8",
+    "fp4": "nvfp4",
+}
+
 
 def ask(
     family: str = "llama",
@@ -48,6 +58,8 @@ def ask(
     given = {word: value for word, value in words.items() if value is not None}
     if isinstance(axes := given.get("axes"), str):
         given["axes"] = tuple(axis.strip() for axis in axes.split(",") if axis.strip())
+    if "precision" in given:
+        given["precision"] = _SHORT.get(given["precision"], given["precision"])
     one_of("precision", given.get("precision", "bfloat16"), PRECISIONS)
     one_of("optimizer", given.get("optimizer", "adamw"), STATE_BYTES)
     if model is not None:

@@ -54,6 +54,18 @@ def config_of(question: Question, choice: Choice) -> RunConfig:
     )
 
 
+def cannot_compile(question: Question) -> str | None:
+    """Why nothing of a question can be compiled, whatever is installed; or ``None``."""
+    chip = question.target.chip
+    if chip is not None and chip.compiler is None:
+        return chip.no_compiler
+    if question.shape.config is None:
+        return f"{question.shape.name} is no family of this lab yet"
+    if question.precision not in PRECISIONS:
+        return f"precision {question.precision} is not compiled yet"
+    return None
+
+
 def confirm(
     found: Plan,
     count: int,

@@ -109,7 +109,8 @@ def tokens(text: str | int) -> float:
     Raises:
       ValueError: not a number with K, M, G, T or nothing.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)", str(text).strip().upper())
+    plain = re.sub(r"(?<=\d)[,_](?=\d)", "", str(text).strip().upper())
+    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:E\d{1,3})?)([KMGT]?)", plain)
     if not match:
         raise ValueError(
             f"{text!r} tokens: write a number, or one with K, M, G or T, as 4M "

@@ -74,14 +74,8 @@ def _with_hosts(ranked: Ranked) -> Ranked:
     rest = np.flatnonzero(~np.isin(meshes, meshes[ranked.fits]))
     if chip is None or chip.host_bytes_per_second is None or not len(rest):
         return ranked
-    away = ranked.memory.take(rest)
-    state = away.optimizer_bytes
-    # One layer's state is on the device while it is updated, and the next on its way.
-    passing = 2 * state / ranked.points.layers[rest]
-    away = away._replace(
-        optimizer_bytes=np.zeros_like(state),
-        temporary_bytes=away.temporary_bytes + passing,
-    )
+    state = ranked.memory.take(rest).optimizer_bytes
+    away = state_on_host(ranked.memory.take(rest), ranked.points.take(rest))
     fits = away.hbm_bytes <= ranked.question.limit_bytes
     kept = rest[fits]
     if not len(kept):
@@ -105,6 +99,17 @@ def _with_hosts(ranked: Ranked) -> Ranked:
         ),
         _joined([ranked.prediction, _later(ranked.prediction, kept, waiting)]),
         np.concatenate([ranked.fits, np.ones(len(kept), bool)]),
+    )
+
+
+def state_on_host(held: Memory, run: Points) -> Memory:
+    """The same memory with the optimizer's state in the host's."""
+    state = held.optimizer_bytes
+    # One layer's state is on the device while it is updated, and the next on its way.
+    passing = 2 * state / run.layers
+    return held._replace(
+        optimizer_bytes=np.zeros_like(state),
+        temporary_bytes=held.temporary_bytes + passing,
     )
 
 

@@ -14,10 +14,12 @@ from scaling_lab.plan import words
 from scaling_lab.plan.answer import Choice, plan
 from scaling_lab.plan.candidates import candidates
 from scaling_lab.plan.question import Question
-from scaling_lab.plan.rank import as_points
+from scaling_lab.plan.rank import as_points, state_on_host
 
 #: Nodes of a GPU cluster that are tried: powers of two.
 MOST_NODES = 1024
+#: Slices of the largest torus that are tried beyond one.
+SLICES = (2, 4, 8, 16, 32, 64)
 #: Sequences of a microbatch that the largest batch is looked for up to.
 MOST_SEQUENCES = 2**20
 
@@ -60,9 +62,16 @@ def lightest(question: Question) -> tuple[float, str]:
     found = candidates(question)
     if not len(found):
         return math.inf, ""
-    needs = memory(as_points(question, found)).hbm_bytes
+    run = as_points(question, found)
+    priced = memory(run)
+    needs, where = priced.hbm_bytes, ""
+    chip = question.target.chip
+    if chip is not None and chip.host_bytes_per_second is not None:
+        away = state_on_host(priced, run).hbm_bytes
+        if away.min() < needs.min():
+            needs, where = away, " (state on host)"
     index = int(np.argmin(needs))
-    return float(needs[index]), words.layout_of(question, found, index)
+    return float(needs[index]), words.layout_of(question, found, index) + where
 
 
 def too_large(question: Question) -> str:
@@ -144,6 +153,19 @@ def for_budget(
     return sorted(within, key=lambda best: best.hours)
 
 
+def too_few_hours(question: Question, tokens: float | None) -> str:
+    """What to say of a budget that no machine up to the question's gets along with."""
+    found = for_budget(question, math.inf, tokens)
+    if not found or tokens is None:
+        return too_large(question)
+    best = min(found, key=lambda each: each.chip_hours)
+    return (
+        f"too few chip-hours for {tokens:,.0f} tokens: the cheapest machine up to "
+        f"{question.target.text} takes {best.chip_hours:,.0f} of them "
+        f"({best.target.text}, {best.choice.layout})"
+    )
+
+
 def machines(chip: Chip | None) -> Iterator[Target]:
     """Machines of a chip, rising: one torus for every size, or nodes of GPUs."""
     if chip is None:
@@ -155,16 +177,18 @@ def machines(chip: Chip | None) -> Iterator[Target]:
             if max(shape) < max(known):
                 by_size[math.prod(shape)] = shape
         yield from (Target(chip, by_size[size]) for size in sorted(by_size))
+        yield from (Target(chip, by_size[max(by_size)], count) for count in SLICES)
         return
     joined = chip.scale_up_chips
     if joined is None:
         yield from (Target(chip, (2**power,)) for power in range(11))
         return
-    inside = [size for size in (2**power for power in range(11)) if size < joined]
+    inside = [2**power for power in range(11) if 2 ** (power + 1) <= joined]
     yield from (Target(chip, (1, size)) for size in inside)
-    nodes = 1
+    # Of an NVLink domain of 72 people use 64: what they divide is a power of two.
+    used, nodes = 2 ** int(math.log2(joined)), 1
     while nodes <= MOST_NODES:
-        yield Target(chip, (nodes, joined))
+        yield Target(chip, (nodes, used))
         nodes *= 2
 
 

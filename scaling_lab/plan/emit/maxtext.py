@@ -122,7 +122,13 @@ def _batch(question: Question, choice: Choice, flags: Flags) -> None:
         flags.values["gradient_accumulation_steps"] = choice.microbatches
         return
     pieces = int(choice.schedule.partition(":")[2] or 1)
-    layers = question.shape.layers // (choice.mesh["stage"] * pieces)
+    parts = choice.mesh["stage"] * pieces
+    layers = -(-question.shape.layers // parts)
+    if layers * parts != question.shape.layers:
+        flags.unmapped.append(
+            f"{question.shape.layers} layers over {parts} unequal parts; MaxText wants "
+            f"equal ones, so pad to {layers * parts} layers or choose another row"
+        )
     flags.values["per_device_batch_size"] = question.batch / question.devices
     flags.values["num_pipeline_microbatches"] = choice.microbatches
     flags.values["num_layers_per_pipeline_stage"] = layers

@@ -20,6 +20,7 @@ def emit(question: Question, choice: Choice) -> Flags:
     flags = Flags("megatron", VERSION, "--{name} {value}")
     _model(question, flags)
     _mesh(choice, flags)
+    _uneven(question, choice, flags)
     _state(choice, flags)
     flags.values |= {
         "micro-batch-size": choice.sequences,
@@ -94,6 +95,15 @@ def _mesh(choice: Choice, flags: Flags) -> None:
         flags.values["num-virtual-stages-per-pipeline-rank"] = int(pieces)
     elif name in ("gpipe", "zero_bubble"):
         flags.unmapped.append(f"schedule {name}; Megatron-LM runs 1F1B instead")
+
+
+def _uneven(question: Question, choice: Choice, flags: Flags) -> None:
+    parts = choice.mesh.get("stage", 1) * int(choice.schedule.partition(":")[2] or 1)
+    if question.shape.layers % parts:
+        flags.unmapped.append(
+            f"{question.shape.layers} layers over {parts} unequal parts; write them in "
+            "--pipeline-model-parallel-layout"
+        )
 
 
 def _state(choice: Choice, flags: Flags) -> None:

@@ -81,7 +81,7 @@ def _pipeline(question: Question, choice: Choice, flags: Flags) -> None:
         flags.unmapped.append("ZB-H1; ZBVZeroBubble is the nearest")
         return
     flags.values["parallelism.pipeline_parallel_schedule"] = _SCHEDULES[name]
-    layers = question.shape.layers // (choice.mesh["stage"] * int(pieces or 1))
+    layers = -(-question.shape.layers // (choice.mesh["stage"] * int(pieces or 1)))
     flags.values |= {
         "parallelism.pipeline_parallel_layers_per_stage": layers,
         "parallelism.pipeline_parallel_first_stage_less_layers": 0,
