@@ -16,8 +16,6 @@ from scaling_lab.parallel.verbs import Mask
 Array = jax.Array
 Attend = Callable[[Array, Array, Array, Mask], Array]
 
-#: `checkpoint_name` of what a kernel's backward pass needs beside its inputs.
-RESIDUAL = "attention_residual"
 #: What a hidden key scores; finite, so that a row with no visible key stays finite.
 HIDDEN = -1e30
 

@@ -42,7 +42,6 @@ def attend(
     kernel = splash.make_splash_mha_single_device(
         mask=splash.MultiHeadMask([_static(mask, length)] * heads),
         block_sizes=_blocks(length),
-        residual_checkpoint_name=attention.RESIDUAL,
         interpret=interpret,
     )
     arrays = (q_BTNH * width**-0.5, k_BSKH, v_BSKH)

@@ -95,7 +95,8 @@ def scan_inputs(
     rest: Callable[[Any], Any],
 ):
     """`scan` that keeps the layers' inputs alone; see `recompute.scan`."""
-    layers = recompute.Layers(block, rest)
+    gathered = jax.checkpoint_policies.save_only_these_names(GATHERED)
+    layers = recompute.Layers(block, jax.checkpoint(block, policy=gathered), rest)
     stacked = _per_layer(segment.params)
     scanned: Any = recompute.scan(layers, stacked, x_BTD, per_batch)
     x_BTD, aux = scanned
