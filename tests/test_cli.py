@@ -43,7 +43,14 @@ def test_help_of_a_verb_teaches(call, verb):
     assert code == 0
     about = cli.VERBS[verb].__doc__.splitlines()[0]
     assert about.rstrip(".") in flat(out)
-    takes_a_run = verb in ("train", "sweep", "explain", "predict")
+    takes_a_run = verb not in (
+        "records",
+        "report",
+        "plan",
+        "calibrate",
+        "layouts",
+        "models",
+    )
     assert ("--layout" in out) == takes_a_run
     assert ("fsdp=4,tensor=2+sequence" in flat(out)) == takes_a_run
     assert "(default:" in flat(out)

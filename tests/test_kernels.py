@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling_lab.parallel import attention, cudnn, splash
+from scaling_lab.parallel import attention, cudnn, splash, stack
 from scaling_lab.parallel.verbs import Mask
 
 
@@ -67,3 +67,13 @@ def test_decoding_is_written_out(kernel):
     assert kernel.suits(q, k, mask())
     assert not kernel.suits(q, k, mask(ordered=False))
     assert not kernel.suits(q[:, :128], k, mask())
+
+
+def test_attention_is_kept_by_the_name_of_its_residual():
+    kept = stack.with_residual("save:attention/attend,ffn/up", "residual")
+    assert kept == "save:ffn/up,residual"
+    dropped = stack.with_residual("recompute:attention/attend", "residual")
+    assert dropped == "recompute:attention/attend,residual"
+    for policy in ("none", "full", "save:ffn/up"):
+        assert stack.with_residual(policy, "residual") == policy
+    assert stack.with_residual("save:attention/attend", "") == "save:attention/attend"

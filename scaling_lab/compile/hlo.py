@@ -130,6 +130,22 @@ def of_instruction(
     return kind, axes, _bytes(kind, instruction, computation, len(groups[0]))
 
 
+def kernel_bytes(module_text: str) -> int:
+    """Bytes that hand-written TPU kernels read and write, per device and step."""
+    return sum(
+        visit.count
+        * sum(
+            shape_bytes(shape)
+            for shape in (
+                visit.instruction.shape,
+                *(visit.computation[n].shape for n in visit.instruction.operands),
+            )
+        )
+        for visit in visits(Module(module_text))
+        if visit.instruction.target == "tpu_custom_call"
+    )
+
+
 def by_kind_and_axis(found: Iterable[Collective]) -> list[dict[str, Any]]:
     """Rows of kind, axes, count and bytes, merged and sorted, as plain JSON."""
     rows: dict[tuple[str, tuple[str, ...]], tuple[int, int]] = {}

@@ -39,6 +39,7 @@ class Placement(Moves):
       remat: what the backward pass keeps, as `parallel.stack.remat` reads it.
       unroll: layers written out instead of scanned.
       attend_with: the attention of one device.
+      attend_residual: `checkpoint_name` by which that keeps what it needs, if it does.
       loss_chunks: how many chunks of the vocabulary the loss is cut into, each made
         again in the backward pass; ``None`` decides.
       loss_elements: logits of one device at a time, where it decides.
@@ -47,6 +48,7 @@ class Placement(Moves):
     remat: str = "none"
     unroll: bool = False
     attend_with: attention.Attend = attention.dense
+    attend_residual: str = ""
     loss_chunks: int | None = None
     loss_elements: int = cross_entropy.KEEP_ELEMENTS
 
@@ -168,7 +170,7 @@ class Placement(Moves):
                 continue
             block = stack.remat(
                 functools.partial(segment.block, self),
-                self.remat,
+                stack.with_residual(self.remat, self.attend_residual),
                 regather=self.mesh is not None and self._gathers(segment.params),
             )
             x_BTD, aux, left = run(block, segment, x_BTD, per_batch, segment_cache)

@@ -12,6 +12,7 @@ from scaling_lab.models.ops import (
     Output,
     RopeScaling,
     constant,
+    gated_silu,
     normal,
     parameters,
     remember,
@@ -133,7 +134,7 @@ class Block(nnx.Module):
         g_BTF = place.einsum("BTD,DF->BTF", h_BTD, self.gate_DF, name="ffn/gate")
         u_BTF = place.einsum("BTD,DF->BTF", h_BTD, self.up_DF, name="ffn/up")
         return place.einsum(
-            "BTF,FD->BTD", jax.nn.silu(g_BTF) * u_BTF, self.down_FD, name="ffn/down"
+            "BTF,FD->BTD", gated_silu(g_BTF, u_BTF), self.down_FD, name="ffn/down"
         )
 
 

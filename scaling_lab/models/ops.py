@@ -48,6 +48,33 @@ def layer_norm(
     return place.einsum("BTD,D->BTD", normed_BTD, scale_D, name=name, bias=bias_D)
 
 
+@jax.custom_vjp
+def gated_silu(gate_BTF: Array, up_BTF: Array) -> Array:
+    """silu(gate) · up (SwiGLU, Shazeer 2020), its gradient made in one pass.
+
+    Fused into the three products that read them, the gradients of both factors would
+    be made again for every tile of each: more work than the memory they take.
+    """
+    return jax.nn.silu(gate_BTF) * up_BTF
+
+
+def _gated_silu_forward(gate_BTF, up_BTF):
+    return gated_silu(gate_BTF, up_BTF), (gate_BTF, up_BTF)
+
+
+def _gated_silu_backward(factors, d_BTF):
+    gate_BTF, up_BTF, wide_BTF = (a.astype(jnp.float32) for a in (*factors, d_BTF))
+    sigmoid_BTF = jax.nn.sigmoid(gate_BTF)
+    silu_BTF = gate_BTF * sigmoid_BTF
+    slope_BTF = sigmoid_BTF + silu_BTF * (1 - sigmoid_BTF)
+    d_gate_BTF = (wide_BTF * up_BTF * slope_BTF).astype(factors[0].dtype)
+    d_up_BTF = (wide_BTF * silu_BTF).astype(factors[1].dtype)
+    return jax.lax.optimization_barrier((d_gate_BTF, d_up_BTF))
+
+
+gated_silu.defvjp(_gated_silu_forward, _gated_silu_backward)
+
+
 def normal(key: Array, shape: tuple[int, ...], deviation: float = 0.02) -> nnx.Param:
     """A float32 weight from a normal distribution cut at three deviations."""
     draw = jax.random.truncated_normal(key, -3.0, 3.0, shape, jnp.float32)

@@ -16,7 +16,8 @@ from scaling_lab.parallel.verbs import Mask
 Array = jax.Array
 Attend = Callable[[Array, Array, Array, Mask], Array]
 
-#: `checkpoint_name` of what a kernel's backward pass needs beside its inputs.
+#: `checkpoint_name` by which a kernel names what its backward pass wants of its forward
+#: pass: the result and the normalisers.
 RESIDUAL = "attention_residual"
 #: What a hidden key scores; finite, so that a row with no visible key stays finite.
 HIDDEN = -1e30

@@ -1,10 +1,9 @@
 """A stack that keeps each layer's input alone and makes the rest again (remat full).
 
 The rule is Chen et al. 2016, section 4, with two wastes left out of what
-`jax.checkpoint` around a scanned block does. The last layer keeps what its verbs made:
-making that again would cost time and spare little, since a layer's inner values exist
-then anyway. And going forward no layer makes what only a
-backward pass needs, such as attention's normalisers.
+`jax.checkpoint` around a scanned block does. The last layer's weights stay gathered:
+its backward pass follows at once. And going forward no layer makes what only a backward
+pass needs, such as attention's normalisers.
 """
 
 from __future__ import annotations
@@ -26,10 +25,12 @@ class Layers(NamedTuple):
 
     Attributes:
       block: ``(params, x_BTD, per_batch, cache) -> (x_BTD, aux, cache)``.
+      last: the same for the last layer, with what of it is kept decided.
       rest: places a tree of stacked gradients where they rest.
     """
 
     block: Callable[..., tuple[Array, Any, Any]]
+    last: Callable[..., tuple[Array, Any, Any]]
     rest: Callable[[Any], Any]
 
 
@@ -37,7 +38,7 @@ class Layers(NamedTuple):
 def scan(
     layers: Layers, stacked: Any, x_BTD: Array, per_batch: Batch
 ) -> tuple[Array, Any]:
-    """Runs the layers; the backward pass runs each but the last once more.
+    """Runs the layers; the backward pass runs each once more.
 
     Args:
       stacked: parameters with a leading L; `per_batch` is taken to be constant.
@@ -46,15 +47,13 @@ def scan(
       The last layer's result, and the sum of what they say beside it.
     """
     x_BTD, (_, auxes) = _up_to_last(layers, stacked, x_BTD, per_batch)
-    out_BTD, aux = _one(layers, per_batch, _at(stacked, -1), x_BTD)
+    out_BTD, aux = _one(layers.block, per_batch, _at(stacked, -1), x_BTD)
     return out_BTD, _added(auxes, aux)
 
 
 def _forward(layers: Layers, stacked: Any, x_BTD: Array, per_batch: Batch) -> Any:
     x_BTD, (inputs_LBTD, auxes) = _up_to_last(layers, stacked, x_BTD, per_batch)
-    last = jax.checkpoint(
-        functools.partial(_one, layers, per_batch), policy=_has_a_name
-    )
+    last = functools.partial(_one, layers.last, per_batch)
     (out_BTD, aux), back = jax.vjp(last, _at(stacked, -1), x_BTD)
     return (out_BTD, _added(auxes, aux)), (stacked, inputs_LBTD, per_batch, back)
 
@@ -67,7 +66,7 @@ def _backward(layers: Layers, residuals: Any, cotangents: tuple[Array, Any]) -> 
     def body(carry: Any, step: Any) -> Any:
         gradients, x_BTD = carry
         i, input_BTD = step
-        one = functools.partial(_one, layers, per_batch)
+        one = functools.partial(_one, layers.block, per_batch)
         _, back = jax.vjp(one, _at(stacked, i), input_BTD)
         own, x_BTD = back((x_BTD, of_aux))
         return (layers.rest(_put(gradients, own, i)), x_BTD), None
@@ -87,21 +86,16 @@ def _up_to_last(layers: Layers, stacked: Any, x_BTD: Array, per_batch: Batch) ->
     """The last layer's input; every layer's before it, and what they say beside it."""
 
     def body(x_BTD: Array, i: Array) -> Any:
-        out_BTD, aux = _one(layers, per_batch, _at(stacked, i), x_BTD)
+        out_BTD, aux = _one(layers.block, per_batch, _at(stacked, i), x_BTD)
         return out_BTD, (x_BTD, aux)
 
     return jax.lax.scan(body, x_BTD, jnp.arange(_depth(stacked) - 1))
 
 
 def _one(
-    layers: Layers, per_batch: Batch, params: Any, x_BTD: Array
+    block: Callable[..., Any], per_batch: Batch, params: Any, x_BTD: Array
 ) -> tuple[Array, Any]:
-    return layers.block(params, x_BTD, per_batch, None)[:2]
-
-
-def _has_a_name(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Keeps the verbs' results and gathered weights, not what is quick between them."""
-    return primitive.name == "name"
+    return block(params, x_BTD, per_batch, None)[:2]
 
 
 def _depth(stacked: Any) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 from scaling_lab.parallel import attention
@@ -37,7 +38,8 @@ def attend(
       interpret: run the kernel's program without a TPU, slowly and exactly.
     """
     if not suits(q_BTNH, k_BSKH, mask):
-        return attention.dense(q_BTNH, k_BSKH, v_BSKH, mask)
+        out_BTNH = attention.dense(q_BTNH, k_BSKH, v_BSKH, mask)
+        return checkpoint_name(out_BTNH, attention.RESIDUAL)
     heads, length, width = q_BTNH.shape[2], q_BTNH.shape[1], q_BTNH.shape[3]
     kernel = splash.make_splash_mha_single_device(
         mask=splash.MultiHeadMask([_static(mask, length)] * heads),

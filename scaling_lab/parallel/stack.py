@@ -16,8 +16,9 @@ from scaling_lab.parallel.verbs import Batch, Segment
 Array = jax.Array
 #: What moves an array without changing it (`_gather` of a weight is a custom_vjp).
 MOVES = ("sharding_constraint", "reshard", "custom_vjp_call")
-#: What makes a verb's result: the product, and adding its bias.
-MAKES = ("dot_general", "add")
+#: What makes a verb's result: the product and adding its bias, or a kernel and what
+#: puts its result in shape.
+MAKES = ("dot_general", "add", "pallas_call", "slice", "squeeze", "transpose")
 
 Block = Callable[..., tuple[Array, Any, Any]]
 
@@ -60,6 +61,22 @@ def remat(block: Block, policy: str, *, regather: bool) -> Block:
     return jax.checkpoint(block, policy=chosen)
 
 
+def with_residual(policy: str, residual: str) -> str:
+    """The policy for an attention that names what it keeps itself.
+
+    To keep the result alone would spare nothing: its kernel would run again for the
+    normalisers. So what is kept, or dropped, with the verb is what the kernel names.
+    """
+    kind, _, names = policy.partition(":")
+    listed = [name for name in names.split(",") if name]
+    attends = [name for name in listed if name.rpartition("/")[2] == "attend"]
+    if not (residual and attends):
+        return policy
+    if kind == "save":
+        listed = [name for name in listed if name not in attends]
+    return f"{kind}:{','.join([*listed, residual])}"
+
+
 def _all_but(names: tuple[str, ...], unnamed: tuple[str, ...]) -> Callable[..., bool]:
     """Keeps everything except what is named, and what makes it before it has its name.
 
@@ -95,7 +112,8 @@ def scan_inputs(
     rest: Callable[[Any], Any],
 ):
     """`scan` that keeps the layers' inputs alone; see `recompute.scan`."""
-    layers = recompute.Layers(block, rest)
+    gathered = jax.checkpoint_policies.save_only_these_names(GATHERED)
+    layers = recompute.Layers(block, jax.checkpoint(block, policy=gathered), rest)
     stacked = _per_layer(segment.params)
     scanned: Any = recompute.scan(layers, stacked, x_BTD, per_batch)
     x_BTD, aux = scanned

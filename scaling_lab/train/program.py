@@ -101,7 +101,7 @@ def make_placement(config: RunConfig, devices: Any = None) -> Placement:
 def _habits(platform: str) -> dict[str, Any]:
     """The mechanisms of one device that suit a platform."""
     if platform == "tpu":
-        return {"attend_with": splash.attend}
+        return {"attend_with": splash.attend, "attend_residual": attention.RESIDUAL}
     if platform in ("gpu", "cuda"):
         return {"attend_with": cudnn.attend}
     if platform == "cpu":  # what suits its caches and Eigen's products
