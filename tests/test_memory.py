@@ -265,7 +265,8 @@ def residual_bytes(family, policy, precision="bfloat16"):
     )
     arrays = [a for a, why in kept if a.shape[:2] == (1, 16) and "constant" not in why]
     # Statistics and rotary tables are one number a token or the same in every block.
-    wide = [a for a in arrays if math.prod(a.shape[2:]) >= 10]
+    wide = [a for a in arrays if len(a.shape) < 4 or a.shape[2] > 1]
+    wide = [a for a in wide if math.prod(a.shape[2:]) >= 10]
     return sum(math.prod(a.shape[2:]) * a.dtype.itemsize for a in wide), model
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import scaling_lab as lab
+from scaling_lab.compile import price
 from scaling_lab.cost import calibrations
 from scaling_lab.cost.communication import Wires
 from scaling_lab.cost.efficiencies import PRIORS, Calibration
@@ -214,6 +215,44 @@ def test_a_gather_of_the_scaling_book(shared):
     milliseconds = wires.ring("fsdp", points.fsdp, np.array([2.0**29]))[0] * 1e3
     wanted = answers(shared)["h100_512MB_allgather_ms"]
     assert milliseconds == pytest.approx(wanted, rel=0.01)
+
+
+def at_book_rates(chip_name, devices, **axes):
+    """Wires at full rate, with a link as the book has it: 45 or 90 GB/s one way."""
+    found = chip(chip_name)
+    each = {"tpu-v5e": 4.5e10, "tpu-v5p": 9e10}[chip_name]
+    columns = machine_columns(found, devices) | {
+        "link_bytes_per_second": 2 * found.torus_dims * each,
+    }
+    run = {"devices": devices, "data": 1, "fsdp": 1, "stage": 1} | axes
+    points = points_of([SEVENTY]).replace(**columns | run)
+    exact = Calibration({"link": 0.0, "network": 0.0})
+    return points, Wires(points, shapes_of(points), exact)
+
+
+def test_batch_at_which_an_axis_of_v5p_hides_its_gathers(shared):
+    """Tokens a chip: peak over what one axis of the torus takes, both ways."""
+    points, wires = at_book_rates("tpu-v5p", 4096, fsdp=16, data=256, scale_up=4096)
+    rate = wires.rate("fsdp", points.fsdp)[0]
+    found = peak_of(chip("tpu-v5p"), "bfloat16")[0] / rate
+    assert found == pytest.approx(answers(shared)["alpha_v5p_1axis"], rel=0.01)
+
+
+def test_batch_at_which_slices_hide_their_network(shared):
+    """Tokens a slice's chip; the book has 446 TFLOP/s here and 459 elsewhere."""
+    points, wires = at_book_rates("tpu-v5p", 8192, fsdp=4096, data=2, scale_up=4096)
+    rate = wires.rate("data", points.data)[0]
+    assert 4.46e14 / rate == pytest.approx(answers(shared)["dcn_batch_per_slice"], 0.01)
+
+
+def test_an_array_across_a_v5e_square(shared):
+    """16 MiB from one corner of 4x4 to the other over two links; six hops of 1 us."""
+    wanted = answers(shared)["v5e_4x4_transfer_us"]
+    points, wires = at_book_rates("tpu-v5e", 16, stage=2, data=8, scale_up=16)
+    micro = 2**24 / wires.rate("stage", points.stage)[0] * 1e6
+    assert micro == pytest.approx(wanted[0], rel=0.01)
+    hop = price.Efficiencies().hop_seconds
+    assert 2 * (4 - 1) * hop * 1e6 == pytest.approx(wanted[1])
 
 
 # --- Efficiencies

@@ -25,8 +25,9 @@ DROPOUT_BYTES = 2
 SCORE_BYTES = 5
 SCORE_BYTES_WITHOUT_DROPOUT = 2
 #: Float32 and compute-precision arrays of width D that a norm keeps, and of width F
-#: that the feed-forward does (jaxprs of `models.ops.rms_norm`, of SwiGLU and GELU).
-NORM_WIDE, NORM_NARROW, FFN_NARROW = 2, 2, 6
+#: that the feed-forward does with a gate, whose gradient is made in one pass, and
+#: without (jaxprs of `models.ops.rms_norm`, of SwiGLU and GELU).
+NORM_WIDE, NORM_NARROW, FFN_GATED, FFN_PLAIN = 2, 2, 3, 6
 
 Array = np.ndarray
 
@@ -203,7 +204,8 @@ def _ours(points: Points) -> Array:
     kept = 2 * norm * points.d_model / between
     kept = kept + 2 * narrow * queries / inside
     kept = kept + 2 * narrow * points.kv_heads * points.head_dim / keys
-    return kept + FFN_NARROW * narrow * feed_forward_width(points) / inside
+    arrays = np.where(points.gated > 0, FFN_GATED, FFN_PLAIN)
+    return kept + arrays * narrow * feed_forward_width(points) / inside
 
 
 def _megatron(points: Points) -> Array:
