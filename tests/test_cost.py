@@ -388,7 +388,7 @@ def test_wide_tables_are_looked_up_by_columns(family, tiny, packed):
     # Both tables' results have one gradient, which crosses once.
     assert of("all-to-all", compiled) == tokens * (1 + tables) / 2
     for kind in ("all-gather", "reduce-scatter"):
-        assert of(kind, compiled) == pytest.approx(of(kind, implied), rel=0.01), kind
+        assert of(kind, compiled) == pytest.approx(of(kind, implied), rel=0.02), kind
 
 
 def test_collectives_by_hand(tiny):
