@@ -20,6 +20,43 @@ from scaling_lab.models import gpt2, llama
 RESULTS = kept.RESULTS / "compiled_against_published.jsonl"
 RECIPES = "AI-Hypercomputer/tpu-recipes at c8cfe2f6 and 740c4ff2"
 MARIN = "marin-community/marin adamw_llama_scaling at 38359f78 and 0343cb27"
+#: Flags of these recipes, from MaxText's benchmarks/xla_flags_library.py at 05d3525e.
+VMEM = "--xla_tpu_scoped_vmem_limit_kib=98304"
+GATHERS = (
+    "--xla_tpu_enable_async_collective_fusion=true "
+    "--xla_tpu_enable_async_collective_fusion_fuse_all_gather=true "
+    "--xla_tpu_enable_async_collective_fusion_multiple_steps=true "
+    "--xla_tpu_overlap_compute_collective_tc=true --xla_enable_async_all_gather=true"
+)
+OVERLAP = (
+    "--xla_tpu_enable_data_parallel_all_reduce_opt=true "
+    "--xla_tpu_data_parallel_opt_different_sized_ops=true"
+)
+OFFLOADED = (
+    "--xla_sc_disable_megacore_partitioning=true "
+    "--xla_tpu_enable_all_reduce_offload_tracing=true "
+    "--xla_tpu_use_tc_device_shape_on_sc=true "
+    "--xla_tpu_enable_sparse_core_collective_offload_all_reduce=true "
+    "--xla_sc_enable_instruction_fusion=false --xla_sc_disjoint_spmem=false"
+)
+#: Of the 70B on Ironwood, from its run_recipe.sh at bc90a992.
+IRONWOOD = (
+    "--xla_tpu_scoped_vmem_limit_kib=65536 "
+    "--xla_tpu_bf16_emission_mode=NATIVE_EMISSION "
+    "--xla_tpu_enable_sparse_core_reduce_scatter_v2=true "
+    "--xla_tpu_enable_sparse_core_collective_offload_all_gather=true "
+    "--xla_tpu_enable_sparse_core_collective_offload_2d_all_gather=true "
+    "--xla_tpu_enable_all_gather_offload_tracing=true "
+    "--xla_tpu_use_tc_device_shape_on_sc=true "
+    "--xla_sc_disable_megacore_partitioning=true "
+    "--xla_tpu_enable_async_collective_fusion_fuse_all_gather=false "
+    "--xla_enable_async_all_gather=true "
+    "--xla_tpu_prefer_async_allgather_to_allreduce=true "
+    "--xla_tpu_enable_sparse_core_collective_offload_all_reduce=true "
+    "--xla_tpu_enable_sparse_core_collective_offload_reduce_scatter=true "
+    "--xla_tpu_enable_sparse_core_collective_offload_3d_all_gather=true "
+    "--xla_tpu_use_single_sparse_core_for_all_gather_offload=true"
+)
 QKV = "save:attention/query,attention/key,attention/value"
 
 
@@ -67,6 +104,7 @@ ROWS = (
         config(
             *("175b", GPT3, "tpu-v6e:16x16", "fsdp=256"),
             **{"batch": 768, "length": 2048, "remat": "full"},
+            xla_flags=f"{VMEM} {GATHERS} {OVERLAP}",
         ),
     ),
     Published(
@@ -76,6 +114,7 @@ ROWS = (
         config(
             *("70b", LLAMA["70b"], "tpu-7x:4x4x4", "fsdp=128"),
             **{"batch": 256, "length": 8192, "remat": f"{QKV},attention/attend"},
+            xla_flags=IRONWOOD,
         ),
     ),
     Published(
@@ -85,6 +124,7 @@ ROWS = (
         config(
             *("70b", LLAMA["70b"], "tpu-7x:4x8x8", "fsdp=512"),
             **{"batch": 1024, "length": 8192, "remat": f"{QKV},attention/attend"},
+            xla_flags=IRONWOOD,
         ),
     ),
     Published(
@@ -94,6 +134,7 @@ ROWS = (
         config(
             *("2-70b", LLAMA["2-70b"], "tpu-v6e:16x16", "fsdp=256"),
             **{"batch": 512, "length": 4096, "remat": "full"},
+            xla_flags=f"{VMEM} {GATHERS} {OFFLOADED}",
         ),
         "projections are made again, there fetched from the host",
     ),
@@ -104,6 +145,8 @@ ROWS = (
         config(
             *("mistral-7b", MISTRAL, "tpu-v6e:2x4", "fsdp=8"),
             **{"batch": 48, "length": 8192, "remat": "full"},
+            xla_flags=f"{VMEM} {GATHERS}",
+            accumulate=2,
         ),
         "projections are made again, there fetched from the host, layers' inputs too",
     ),
@@ -114,6 +157,7 @@ ROWS = (
         config(
             *("405b", LLAMA["405b"], "tpu-v5p:8x8x8", "fsdp=512"),
             **{"batch": 1024, "length": 8192, "remat": "full"},
+            accumulate=2,
         ),
         "attention and ffn/down are made again, there fetched from the host",
     ),

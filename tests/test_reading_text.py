@@ -470,6 +470,30 @@ def test_a_wait_is_charged_to_what_was_queued_before():
     assert waits == {"one": pytest.approx(alone()), "two": pytest.approx(alone())}
 
 
+def test_slices_count_through_bitcasts_and_among_several_results():
+    stack, part = "f32[1024,40,1024]{2,1,0}", "f32[1024,1,1024]{2,1,0}"
+    body = computation(
+        "f",
+        f"%q = {stack} parameter(0)",
+        "%i = s32[] parameter(1)",
+        f"%b = {stack} bitcast(%q)",
+        f"%s = {part} dynamic-slice(%b, %i)",
+        f"%u = {stack} dynamic-update-slice(%b, %s, %i)",
+        f"ROOT %both = ({stack}, {part}) tuple(%u, %s)",
+    )
+    text = module(
+        f"%p = {stack} parameter(0)",
+        "%n = s32[] parameter(1)",
+        f"%x = ({stack}, {part}) fusion(%p, %n), kind=kLoop, calls=%f",
+        others=body,
+    )
+    found = read_module(text, {"fsdp": 8}, "h100:1x8")
+    reached = price.FITTED["NVIDIA"]
+    moved = 3 * 4 * 1024 * 1024  # read once, written twice; the stack stays
+    seconds = moved / (3.35e12 * reached.memory) + reached.launch_seconds
+    assert found["step_seconds"] == pytest.approx(seconds, rel=1e-3)
+
+
 def test_what_crosses_slices_is_sent_over_the_network():
     attributes = (
         "is_host_transfer=true, frontend_attributes={"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from scaling_lab.compile import _kernels, _shapes
 from scaling_lab.compile._flops import Counter
@@ -118,23 +119,46 @@ def free(instruction: Instruction) -> bool:
 
 
 def _used(body: Computation) -> dict[int, int]:
-    users: dict[str, list[Instruction]] = {}
-    for each in body.values():
+    users: dict[str, list[str]] = {}
+    for name, each in body.items():
         for operand in each.operands:
-            users.setdefault(operand, []).append(each)
+            users.setdefault(operand, []).append(name)
     used = {}
     for name, each in body.items():
         if each.opcode != "parameter":
             continue
-        sizes = [_use(body, user, name) for user in users.get(name, [])]
+        sizes = [
+            _use(body, body[user], seen) for user, seen in _uses(body, users, name)
+        ]
         if sizes and None not in sizes:
             used[int(each.operand_text)] = sum(size or 0 for size in sizes)
     root = body[body.root]
-    while root.opcode in ("bitcast", "copy", "convert") and root.operands:
-        root = body[root.operands[0]]
-    if root.opcode == "dynamic-update-slice":
-        used[-1] = _shapes.total_bytes(body[root.operands[1]].shape)
+    results = root.operands if root.opcode == "tuple" else [body.root]
+    written = [_written(body, name) for name in results]
+    if any(sliced for _, sliced in written):
+        used[-1] = sum(size for size, _ in written)
     return used
+
+
+def _written(body: Computation, name: str) -> tuple[int, bool]:
+    """Bytes written of a fusion's result, and whether they are a slice of it."""
+    result = body[name]
+    while result.opcode in ("bitcast", "copy", "convert") and result.operands:
+        result = body[result.operands[0]]
+    if result.opcode == "dynamic-update-slice":
+        return _shapes.total_bytes(body[result.operands[1]].shape), True
+    return _in_hbm(body[name].shape), False
+
+
+def _uses(
+    body: Computation, users: dict[str, list[str]], name: str
+) -> Iterator[tuple[str, str]]:
+    """Who uses an array, and under which name: a bitcast is the array by another."""
+    for user in users.get(name, []):
+        if body[user].opcode == "bitcast":
+            yield from _uses(body, users, user)
+        else:
+            yield user, name
 
 
 def _use(body: Computation, user: Instruction, name: str) -> int | None:
