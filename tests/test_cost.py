@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from scaling_lab import cost, dims, layouts, models
 from scaling_lab.compile import hlo
@@ -141,6 +142,11 @@ def dot_flops(jaxpr):
     return total
 
 
+def used_of(jaxpr):
+    """The program without what no result needs, as a compiler will have it."""
+    return dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
+
+
 def traced_step(config, packed):
     program = make_program(config, jax.devices()[:1])
     batch = program.put(packed(config.batch, config.length))
@@ -170,7 +176,7 @@ def test_executed_flops_are_those_of_the_traced_step(
 ):
     config = run_of(tiny(family), stack=stack, remat=remat, target="cpu:1")
     program, arguments = traced_step(config, packed)
-    found = dot_flops(jax.make_jaxpr(program.step)(*arguments).jaxpr)
+    found = dot_flops(used_of(jax.make_jaxpr(program.step)(*arguments).jaxpr))
     executed = cost.executed_per_token(config) * config.tokens_per_step
     assert found == pytest.approx(executed, rel=1e-9)
 
@@ -178,7 +184,7 @@ def test_executed_flops_are_those_of_the_traced_step(
 def test_verbs_named_to_be_recomputed_are(tiny, packed):
     config = run_of(tiny("llama"), remat="recompute:attention/out,ffn/up,ffn/down")
     program, arguments = traced_step(config, packed)
-    found = dot_flops(jax.make_jaxpr(program.step)(*arguments).jaxpr)
+    found = dot_flops(used_of(jax.make_jaxpr(program.step)(*arguments).jaxpr))
     executed = cost.executed_per_token(config) * config.tokens_per_step
     assert found == pytest.approx(executed, rel=1e-9)
 
@@ -360,8 +366,29 @@ def test_bytes_on_the_wires(name, tiny, packed):
     )
     if name != "hsdp":  # there the embeddings are summed over both axes at once
         summed = sum(r["bytes"] for r in implied if r["kind"] != "all-gather")
-        reduced = sum(i.bytes for i in found if i.kind == "all-reduce")
+        sums = ("all-reduce", "reduce-scatter")
+        reduced = sum(i.bytes for i in found if i.kind in sums)
         assert reduced == pytest.approx(summed, rel=0.01)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_wide_tables_are_looked_up_by_columns(family, tiny, packed):
+    """What was found crosses the wires, and its gradient; the table only for a head."""
+    config = run_of(tiny(family, D=512), toy_layout("fsdp"))
+    implied = cost.explain(config).collectives()
+    found = compiled_collectives(config, packed)
+    tokens = 2 * config.tokens_per_step // 8 * 512 * 4
+
+    def of(kind, items):
+        return sum(item["bytes"] for item in items if item["kind"] == kind)
+
+    compiled = [dataclasses.asdict(item) for item in found]
+    tables = 2 if family == "gpt2" else 1  # and of positions
+    assert of("all-to-all", implied) == tokens * tables
+    # Both tables' results have one gradient, which crosses once.
+    assert of("all-to-all", compiled) == tokens * (1 + tables) / 2
+    for kind in ("all-gather", "reduce-scatter"):
+        assert of(kind, compiled) == pytest.approx(of(kind, implied), rel=0.02), kind
 
 
 def test_collectives_by_hand(tiny):

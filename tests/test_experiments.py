@@ -14,7 +14,11 @@ import experiments
 from scaling_lab.sweep import run_here
 from scaling_lab.sweep.run import check_legal
 
-NAMES = [module.name for module in pkgutil.iter_modules(experiments.__path__)]
+NAMES = [
+    module.name
+    for module in pkgutil.iter_modules(experiments.__path__)
+    if not module.name.startswith("_")
+]
 SWEEPS = ("batch_and_remat", "layouts_at_fixed_batch", "weak_scaling")
 
 

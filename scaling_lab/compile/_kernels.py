@@ -39,6 +39,23 @@ def flops(computation: Computation, instruction: Instruction) -> float:
     return _attention(instruction, operands) if is_attention(instruction) else 0.0
 
 
+def filled(computation: Computation, instruction: Instruction, side: int) -> float:
+    """The share of a systolic unit that heads fill: every product has one side of them.
+
+    Scores contract a head's width, and what they weigh is as wide; a unit of more rows
+    or columns than that leaves the others idle.
+    """
+    widths = [
+        array.dims[-1]
+        for name in instruction.operands
+        for array in _shapes.arrays(computation[name].shape)[:1]
+        if "f" in array.type and len(array.dims) in (3, 4)
+    ]
+    if not widths:
+        return 1.0
+    return widths[0] / (-(-widths[0] // side) * side)
+
+
 def _gemm(instruction: Instruction, operands: list[_shapes.Array]) -> float:
     found = _CONTRACTED.search(instruction.config)
     last = len(operands[0].dims) - 1

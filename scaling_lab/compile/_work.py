@@ -74,7 +74,8 @@ class Work:
         if peak is None:
             return None
         if _kernels.is_attention(instruction):
-            return peak * reached.attention
+            filled = _kernels.filled(computation, instruction, physics.matrix_side)
+            return peak * reached.attention * filled
         out = max(array.elements for array in _shapes.arrays(instruction.shape))
         depth = flops / (2 * out)
         tiles = max(1.0, out / _TILE_ELEMENTS)

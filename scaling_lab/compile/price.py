@@ -33,6 +33,8 @@ class Physics:
       torus_dims: of the scale-up network; 0 where it is switched.
       clock_hz: of the compiler's cycles; `None` where it estimates none.
       cores: that one product is divided over, in whole tiles (GPU).
+      matrix_side: of a systolic matrix unit, which narrower factors leave partly idle;
+        1 where there is none.
     """
 
     flops_per_second: dict[str, float]
@@ -43,6 +45,7 @@ class Physics:
     torus_dims: int
     clock_hz: float | None
     cores: int
+    matrix_side: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Efficiencies:
       cycles: of the compiler's estimated speed that a run has.
       matmul: of the peak by a large product. matmul_depth: contracted elements at
         which half of that is lost.
-      attention: of the peak by a fused attention kernel, forward and backward.
+      attention: of the peak by a fused attention kernel, forward and backward, whose
+        heads are as wide as a matrix unit.
       memory: of the HBM's bandwidth.
       links, network: of their rates by large messages.
       link_half_bytes: a message of this size reaches half of it.
@@ -117,6 +121,7 @@ def physics(chip: Chip) -> Physics:
         torus_dims=chip.torus_dims,
         clock_hz=chip.clock_hz,
         cores=max(1, (chip.cores_per_chip or 1) // share),
+        matrix_side=chip.matrix_side or 1,
     )
 
 

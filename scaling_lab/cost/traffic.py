@@ -16,7 +16,7 @@ from scaling_lab import dims
 from scaling_lab.config import RunConfig
 from scaling_lab.cost.ledger import Entry, record
 from scaling_lab.layouts import Layout, Spec
-from scaling_lab.parallel import equations
+from scaling_lab.parallel import equations, take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +38,11 @@ def of_parameter(
     used = layout.spec("acts", letters.removeprefix("L"), name)
     used = ((),) + used if letters.startswith("L") else used
     apart = _missing(stored, used)
-    if apart:
+    uses = _whole_uses(config, layout, name)
+    if apart and uses:
         itemsize = jnp.dtype(config.precision).itemsize
         again = layout.gather == "layer" and letters.startswith("L")
-        passes = config.accumulate * (2 if again else 1)
+        passes = config.accumulate * (2 if again else uses)
         size = elements * itemsize // layout.over(used)
         why = "gathered where it is used" + (", twice" if again else "")
         yield Implied("all-gather", apart, passes * size, why)
@@ -65,9 +66,15 @@ def of_gradient(
             axis for axes in layout.spec("acts", f"BT{one_layer}")[:2] for axis in axes
         }
     own = layout.spec("acts", one_layer, name)
+    uses = _whole_uses(config, layout, name)
+    if not uses:  # a device's columns meet everybody's sequences over their axes
+        columns = _column_axes(config, layout, name)
+        apart -= set(columns)
+        own = ((), columns)
     partial = tuple(axis for axis in layout.mesh if axis in apart)
     # It is reduced in the precision it was computed in, and widened where it rests.
     held = size * jnp.dtype(config.precision).itemsize // 4 // layout.over(own)
+    held *= max(uses, 1)
     reduced = {axis for axes in layout.spec("grads", letters, name) for axis in axes}
     scattered = tuple(axis for axis in partial if axis in reduced)
     summed = tuple(axis for axis in partial if axis not in reduced)
@@ -78,6 +85,30 @@ def of_gradient(
         held //= layout.over((scattered,))
     if summed:
         yield Implied("all-reduce", summed, held * config.accumulate, "summed")
+
+
+def _whole_uses(config: RunConfig, layout: Layout, name: str) -> int:
+    """How many verbs want a parameter whole: of a tied table the head is one more."""
+    by_columns = bool(_column_axes(config, layout, name))
+    stems = {
+        dims.stem(path.rpartition("/")[2])
+        for path in dims.leaves(config.abstract_params)
+    }
+    tied = dims.letters(name) == "VD" and "head" not in stems
+    return 1 + tied - by_columns
+
+
+def _column_axes(config: RunConfig, layout: Layout, name: str) -> tuple[str, ...]:
+    """The axes of a table that is looked up in by columns (`take.column_axes`)."""
+    letters, stem = dims.letters(name), dims.stem(name)
+    stored = layout.spec("params", letters, name)
+    for entry in record(config):
+        if entry.verb == "take" and entry.name.rpartition("/")[2] == stem:
+            used = layout.spec("acts", letters, entry.name)
+            batch = layout.spec("acts", "BT" + letters[1:], entry.name)[0]
+            width = entry.sizes[letters[1]] // layout.over(stored[1:])
+            return take.column_axes(stored, used, batch, width)
+    return ()
 
 
 def _multiplied(config: RunConfig, name: str) -> bool:
@@ -99,7 +130,13 @@ def of_verb(
     gather's is summed and divided.
     """
     if entry.verb == "take":
-        rows = layout.spec("acts", entry.weights[0], entry.name)[0]
+        letters = entry.weights[0]
+        rows = layout.spec("acts", letters, entry.name)[0]
+        stored = f"{entry.name.rpartition('/')[2]}_{letters}"
+        columns = _column_axes(config, layout, stored)
+        if columns:
+            size = 2 * held * config.accumulate
+            yield Implied("all-to-all", columns, size, "found, and its gradient")
         if rows:
             # Summed before its positions are divided.
             parts = layout.over(layout.spec("acts", entry.output, entry.name)[1:2])

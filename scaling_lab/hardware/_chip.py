@@ -68,6 +68,7 @@ class Chip:
       cores_per_chip: tensor cores (TPU), streaming multiprocessors or compute units.
       devices_per_chip: JAX devices a chip shows to the compiler.
       clock_hz: of the matrix units, where the compiler's estimates are in cycles.
+      matrix_side: rows and columns of a systolic matrix unit (TPU).
       device_kinds: how JAX's ``device.device_kind`` begins on this chip.
       aliases: other names that people and published tables use.
       compiler: whose compiler speaks for it without the chip: ``tpu``, ``gpu``,
@@ -96,6 +97,7 @@ class Chip:
     cores_per_chip: int | None = None
     devices_per_chip: int = 1
     clock_hz: float | None = None
+    matrix_side: int | None = None
     device_kinds: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     compiler: str | None = None

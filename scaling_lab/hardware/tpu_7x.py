@@ -24,6 +24,7 @@ CHIP = Chip(
     cores_per_chip=2,
     devices_per_chip=2,
     clock_hz=2.2e9,
+    matrix_side=256,
     device_kinds=("TPU7x",),
     aliases=(
         "tpu7x",

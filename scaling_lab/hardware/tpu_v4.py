@@ -23,6 +23,7 @@ CHIP = Chip(
     cores_per_chip=2,
     devices_per_chip=2,
     clock_hz=1.05e9,
+    matrix_side=128,
     device_kinds=("TPU v4",),
     aliases=("v4",),
     compiler="tpu",

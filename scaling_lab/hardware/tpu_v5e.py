@@ -23,6 +23,7 @@ CHIP = Chip(
     torus_limits=(16, 16),
     cores_per_chip=1,
     clock_hz=1.5e9,
+    matrix_side=128,
     device_kinds=(
         "TPU v5 lite",
         "TPU v5e",

@@ -24,6 +24,7 @@ CHIP = Chip(
     cube=4,
     cores_per_chip=2,
     clock_hz=1.75e9,
+    matrix_side=128,
     device_kinds=(
         "TPU v5p",
         "TPU v5",

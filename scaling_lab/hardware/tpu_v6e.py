@@ -23,6 +23,7 @@ CHIP = Chip(
     torus_limits=(16, 16),
     cores_per_chip=1,
     clock_hz=1.75e9,
+    matrix_side=256,
     device_kinds=(
         "TPU v6 lite",
         "TPU v6e",

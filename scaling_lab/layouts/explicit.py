@@ -40,7 +40,11 @@ class ExplicitPlacement(Placement):
         return equations.contract(equation, operands, out_sharding=sharding)
 
     def _use(self, weight: Array, letters: str, name: str) -> Array:
-        # Here a gradient's sharding is its weight's by type; the train step reduces it
-        # to the `grads` table, so nothing is decided twice.
         weight = weight.astype(self.compute)
         return self._constrain(weight, self.layout.spec("acts", letters, name))
+
+    def _brought(self, weight: Array, used: Spec, reduced: Spec) -> Array:
+        # Here a gradient's sharding is its weight's by type; the train step reduces it
+        # to the `grads` table, so nothing is decided twice.
+        del reduced
+        return self._constrain(weight, used)

@@ -117,11 +117,17 @@ class Moves:
         if self.mesh is None:
             return weight
         stored = f"{name.rpartition('/')[2]}_{letters}"
-        used = self.sharding("acts", letters, name)
-        weight = _gather(weight, used, self.sharding("grads", letters, stored))
+        used = self.layout.spec("acts", letters, name)
+        weight = self._brought(weight, used, self.layout.spec("grads", letters, stored))
         if self._gathers({stored: weight}):
             weight = checkpoint_name(weight, stack.GATHERED)
         return weight
+
+    def _brought(self, weight: Array, used: Spec, reduced: Spec) -> Array:
+        """A weight where it is used; its gradient straight to where it is reduced."""
+        assert self.mesh is not None
+        specs = (NamedSharding(self.mesh, partition(spec)) for spec in (used, reduced))
+        return _gather(weight, *specs)
 
     def _gathers(self, params: Mapping[str, Any]) -> bool:
         """Whether any of these weights rests elsewhere than it is used."""

@@ -100,12 +100,10 @@ class Placement(Moves):
         self, table: Array, dims: str, name: str, batch: tuple[str, ...]
     ) -> tuple[str, ...]:
         """The axes of a table's columns, where looking up in each part is better."""
-        stored = f"{name.rpartition('/')[2]}_{dims}"
-        rows, columns = (self.layout.spec("params", dims, stored) + ((),))[:2]
+        stored = self.layout.spec("params", dims, f"{name.rpartition('/')[2]}_{dims}")
         used = self.layout.spec("acts", dims, name)
-        width = table.shape[-1] // self.layout.over((columns,))
-        apart = not rows and not any(used) and set(columns) <= set(batch)
-        return columns if apart and width >= take.NARROWEST else ()
+        width = table.shape[-1] // self.layout.over(stored[1:])
+        return take.column_axes(stored, used, batch, width)
 
     def attend(
         self, q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask, *, name: str
@@ -196,7 +194,9 @@ class Placement(Moves):
             if self.mesh is not None:
                 shards = self._loss_shards(spec)
                 hidden_BTD = self._constrain(hidden_BTD, (spec[0], (), ()))
-                head_DV = self._constrain(head_DV, (shards.width, spec[2]))
+                head_DV = self._brought(
+                    head_DV, (shards.width, spec[2]), (shards.reduced, spec[2])
+                )
             keep = self.loss_chunks is None and (
                 fits or tokens * vocabulary <= cross_entropy.KEEP_ELEMENTS
             )
