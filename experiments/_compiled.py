@@ -26,6 +26,7 @@ COLUMNS = (
     *("exposed_seconds", "hidden_seconds", "copy_seconds", "flops"),
     *("by_verb", "by_pass", "by_axis", "trip_counts_known", "live_bytes"),
     *("compile_seconds", "compiler", "target", "mesh"),
+    *("wire_bytes", "kernel_bytes"),
 )
 
 
@@ -64,7 +65,8 @@ def records(
 
 def small(found: record.RunRecord) -> record.RunRecord:
     """The record without its lists of collectives and buffers."""
-    compiled = {name: (found.compiled or {}).get(name) for name in COLUMNS}
+    column = found.compiled
+    compiled = column and {name: column.get(name) for name in COLUMNS}
     predicted = {k: v for k, v in (found.predicted or {}).items() if k != "collectives"}
     return dataclasses.replace(found, compiled=compiled, predicted=predicted)
 

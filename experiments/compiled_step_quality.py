@@ -15,6 +15,7 @@ GPU's compiler estimates none. Step time adds our prices for the rest.
 """
 
 import argparse
+import dataclasses
 import tempfile
 from pathlib import Path
 
@@ -22,10 +23,12 @@ from rich.console import Console
 from rich.table import Table
 
 import scaling_lab as lab
+from experiments import _compiled as kept
 from scaling_lab import record
 from scaling_lab.compile import hlo, price
 from scaling_lab.compile.backends import NoCompiler
 from scaling_lab.hardware import parse_target
+from scaling_lab.record import RunRecord
 
 #: Two sequences of 4096 tokens a chip.
 CONFIGS = [
@@ -55,13 +58,13 @@ HEADER = (
     "kernels",
     "step",
 )
-RESULTS = Path(__file__).parent / "results" / "compiled_step_quality"
+RESULTS = Path(__file__).parent / "results" / "compiled_step_quality.jsonl"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="*", default=(), help="words of wanted rows")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of records")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="records go here")
     given = parser.parse_args()
     say = Console()
     table = Table(*HEADER, box=None)
@@ -83,24 +86,33 @@ def row(config: lab.RunConfig, out: Path) -> tuple[str, ...]:
             found = lab.compile_run(config, module=module)
         except NoCompiler as error:
             return (*head, str(error))
-        kernels = hlo.kernel_bytes(module.read_text()) if module.exists() else 0
-    record.append(out, found)
+        text = module.read_text() if module.exists() else None
+    found = with_traffic(found, text)
+    record.append(out, kept.small(found))
     column = found.compiled
     if column is None:
         return (*head, found.reason or found.status)
-    wires = sum(
-        each["bytes"] * (2 if each["kind"] == "all-reduce" else 1)
-        for each in column["collectives"]
-    )
     return (
         *head,
         _giga(column["temporary_bytes"]),
         _giga(column["peak_bytes"]),
         cycles(column, config.target),
-        _giga(wires),
-        _giga(kernels) if kernels else "",
+        _giga(column["wire_bytes"]),
+        _giga(column["kernel_bytes"]),
         "" if column["step_seconds"] is None else f"{column['step_seconds']:.3f} s",
     )
+
+
+def with_traffic(found: RunRecord, text: str | None) -> RunRecord:
+    """The record with what crosses the wires, and what kernels read and write."""
+    if found.compiled is None or text is None:
+        return found
+    wires = sum(
+        each["bytes"] * (2 if each["kind"] == "all-reduce" else 1)
+        for each in found.compiled["collectives"]
+    )
+    more = {"wire_bytes": wires, "kernel_bytes": hlo.kernel_bytes(text) or None}
+    return dataclasses.replace(found, compiled=found.compiled | more)
 
 
 def cycles(column: dict, target: str) -> str:
@@ -111,8 +123,8 @@ def cycles(column: dict, target: str) -> str:
     return f"{seconds * clock / 1e9:.3f} G" if seconds and clock else ""
 
 
-def _giga(size: float) -> str:
-    return f"{size / 1e9:.2f}"
+def _giga(size: float | None) -> str:
+    return "" if size is None else f"{size / 1e9:.2f}"
 
 
 if __name__ == "__main__":

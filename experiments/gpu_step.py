@@ -37,7 +37,7 @@ FILLED = 0.85
 #: Size, sequences a step, remat.
 SHAPES = (("1b", 4, "none"), ("1b", 4, "full"), ("8b", 2, "none"), ("8b", 2, "full"))
 HEADER = ("model", "layers", "remat", "predicted", "compiled", "measured", "peer", "×")
-RESULTS = Path(__file__).parent / "results" / "gpu_step"
+RESULTS = Path(__file__).parent / "results" / "gpu_step.jsonl"
 
 
 def configs(of: Chip, steps: int = 20) -> list[lab.RunConfig]:

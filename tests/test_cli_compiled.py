@@ -95,6 +95,17 @@ def test_two_layouts_differ_in_what_they_imply(call):
     assert "predicted parameter bytes" in out
 
 
+def test_two_layouts_differ_in_predicted_time(call):
+    words = "--size 8b --target tpu-v5p:4x4x4 --batch 128 --length 4096 --json"
+    code, out, err = call(f"diff fsdp=64 fsdp=16,tensor=4 {words}")
+    assert (code, err) == (0, "")
+    figures = json.loads(out)["figures"]
+    row = figures["predicted step seconds"]
+    assert 0.1 < row["a"] < row["b"] < 10 and row["ratio"] == row["b"] / row["a"]
+    assert figures["predicted tensor exposed seconds"]["a"] is None
+    assert figures["predicted tensor exposed seconds"]["b"] > 0
+
+
 def row_of(layout, seconds):
     config = configure(target="cpu:4", layout=layout, batch=8, length=32)
     moved = {"kind": "all-gather", "axes": ["fsdp"], "count": 1, "bytes": 1000}

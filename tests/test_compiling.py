@@ -6,6 +6,7 @@ import dataclasses
 import fcntl
 import importlib.util
 import json
+import math
 import os
 import signal
 import subprocess
@@ -18,6 +19,8 @@ import pytest
 
 from scaling_lab import record as record_room
 from scaling_lab.config import configure
+from scaling_lab.cost import calibrations
+from scaling_lab.cost.efficiencies import Calibration
 from scaling_lab.sweep import compile_run, compiling, driver, worker
 from scaling_lab.sweep.run import run_here
 
@@ -78,6 +81,23 @@ def test_arguments_are_the_state_and_the_batch_of_one_device(compiled):
     wanted = held["parameter"] + held["optimizer"] + batch
     # Rows of 32 out of 128 columns take up tiles of 128.
     assert wanted <= record.compiled["argument_bytes"] < 2 * wanted
+
+
+@tpu
+def test_a_calibration_prices_the_same_module_again(compiled, cache):
+    record, _ = compiled
+    frozen = calibrations.frozen()
+    same = compile_run(tiny_step(), cache_dir=cache, calibration=frozen)
+    assert same.compiled["step_seconds"] == record.compiled["step_seconds"]
+    assert same.predicted["step_seconds"] == record.predicted["step_seconds"]
+    halves = {name: math.log(0.5) for name in ("matmul", "memory", "link", "network")}
+    logs = {name: log + halves.get(name, 0) for name, log in frozen.logs.items()}
+    mine = Calibration(logs, frozen.half_width)
+    slow = compile_run(tiny_step(), cache_dir=cache, calibration=mine)
+    for name in ("scheduled_seconds", "exposed_seconds", "step_seconds"):
+        assert slow.compiled[name] > 1.05 * record.compiled[name], name
+    assert slow.predicted["step_seconds"] > record.predicted["step_seconds"]
+    assert slow.compiled["peak_bytes"] == record.compiled["peak_bytes"]
 
 
 @tpu

@@ -407,6 +407,16 @@ def test_flops_of_fused_products_and_gemm_calls():
             "ffn/gate",
             "recomputed",
         ),
+        (
+            "jit(s)/transpose(jvp())/while/body/jvp(ffn/gate)/BTD,DF->BTF/dot_general",
+            "ffn/gate",
+            "recomputed",
+        ),
+        (
+            "jit(s)/transpose(jvp())/while/body/transpose(jvp(ffn/gate))/dot_general",
+            "ffn/gate",
+            "backward",
+        ),
         ("jit(step)/transpose(jvp(head))/shard_map/while", "head", "backward"),
         (
             "jit(s)/jvp(attention/attend)/jit(_where)/select_n",

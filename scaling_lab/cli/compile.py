@@ -22,6 +22,7 @@ def compile(
     out: Path | None = None,
     timeout: float | None = None,
     fresh: bool = False,
+    calibration: Path | None = None,
 ) -> int:
     """Compile one step for a machine that is not here, and say what it will cost.
 
@@ -42,18 +43,26 @@ def compile(
         out: Also add the record to this folder's records.jsonl.
         timeout: Seconds the compiler may take.
         fresh: Compile even if the verdict is known.
+        calibration: Efficiencies of your own, as `calibrate` writes them.
     """
     from scaling_lab import record
     from scaling_lab.config import configure
+    from scaling_lab.cost import calibrations
     from scaling_lab.data.store import write
     from scaling_lab.sweep import compile_run
 
     asked = words(run)
+    eff = calibrations.read(calibration) if calibration else None
     config = configure(**asked, devices=local_devices(asked["target"]))
     say = Console(stderr=str(json) == "-", highlight=False)
     with _waiting(say) as watch:
         found = compile_run(
-            config, module=module, timeout=timeout, fresh=fresh, watch=watch
+            config,
+            module=module,
+            timeout=timeout,
+            fresh=fresh,
+            watch=watch,
+            calibration=eff,
         )
     if out is not None:
         record.append(out, found)

@@ -139,6 +139,7 @@ def _of_config(
     figures: dict[str, float] = {
         f"predicted {what} bytes": size for what, size in explanation.bytes_by().items()
     }
+    figures |= _predicted(config)
     moved = explanation.collectives()
     if column is not None:
         named = [f"{w}_bytes" for w in _BYTES] + [f"{w}_seconds" for w in _SECONDS]
@@ -151,6 +152,24 @@ def _of_config(
         key = (row["kind"], tuple(row["axes"]))
         collectives[key] = collectives.get(key, 0) + row["bytes"]
     return Side(name, asked, arrays, figures, collectives, column is not None)
+
+
+def _predicted(config: Any) -> dict[str, float]:
+    """Predicted seconds and memory; nothing where no peak of the chip is known."""
+    from scaling_lab.sweep.run import predicted
+
+    priced = predicted(config)
+    if priced["step_seconds"] is None:
+        return {}
+    return {
+        "predicted step seconds": priced["step_seconds"],
+        "predicted peak bytes": priced["hbm_bytes"],
+        **{
+            f"predicted {name} seconds": seconds
+            for name, seconds in priced["seconds"].items()
+            if seconds
+        },
+    }
 
 
 def compare(a: Side, b: Side) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json as json_
 from dataclasses import fields
 from pathlib import Path
@@ -122,7 +123,8 @@ def plan(
     if answer.compile:
         from scaling_lab.sweep import compile_run
 
-        found = room.confirm(found, answer.compile, compile_run, table.say)
+        asker = functools.partial(compile_run, calibration=question.calibration)
+        found = room.confirm(found, answer.compile, asker, table.say)
     if answer.emit is not None:
         return _emit(found, answer)
     return table.show(found, answer)

@@ -81,7 +81,9 @@ def alternatives(op_name: str) -> tuple[str, ...]:
 @functools.lru_cache(maxsize=1 << 14)
 def pass_of(op_name: str) -> str:
     """Which pass of a training step a traced name is in."""
-    if "rematted_computation" in op_name:
+    # A forward pass inside a backward one, by `jax.checkpoint` or by hand.
+    again = op_name.rfind("/jvp(") > op_name.rfind("transpose(") >= 0
+    if again or "rematted_computation" in op_name:
         return RECOMPUTED
     if "transpose(" in op_name:
         return BACKWARD

@@ -18,9 +18,11 @@ from scaling_lab import record
 from scaling_lab.compile.backends import NoCompiler, backend_of, options
 from scaling_lab.compile.judge import Verdict, judge
 from scaling_lab.config import RunConfig
+from scaling_lab.cost.efficiencies import Calibration
 from scaling_lab.data import DataConfig, store
 from scaling_lab.record import RunRecord
 from scaling_lab.sweep import driver, worker
+from scaling_lab.sweep.calibrated import recalibrated
 from scaling_lab.sweep.provenance import environment, provenance
 from scaling_lab.sweep.run import Tell, asked, check_legal, failure, predicted, row
 from scaling_lab.train import make_program
@@ -37,6 +39,7 @@ def compile_run(
     fresh: bool = False,
     cache_dir: Any = None,
     watch: driver.Watcher = lambda *_: None,
+    calibration: Calibration | None = None,
 ) -> RunRecord:
     """The record of a config whose ``compiled`` column its target's compiler filled.
 
@@ -48,6 +51,7 @@ def compile_run(
       timeout: seconds the compiler may take before the record says ``timeout``.
       fresh: compile even if the verdict is in the cache.
       watch: called as it goes on.
+      calibration: efficiencies that the seconds are priced with; see `recalibrated`.
 
     Returns:
       a record of status ``ok``; ``oom`` with the compiler's figures; ``crashed`` or
@@ -73,9 +77,12 @@ def compile_run(
     else:
         watch("kept", config, {})
         known = dataclasses.replace(known, id=config.id, asked=asked(config))
-    text = module_text(kept) if module and known.status in _LASTING else None
+    wanted = module is not None or calibration is not None
+    text = module_text(kept) if wanted and known.status in _LASTING else None
     if module is not None and text is not None:
         store.write(Path(module), text)
+    if calibration is not None:
+        known = recalibrated(known, config, calibration, text)
     return known
 
 
