@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import importlib.util
+import json
 import pkgutil
 import re
 import subprocess
@@ -11,6 +12,9 @@ import sys
 import pytest
 
 import experiments
+from scaling_lab import record
+from scaling_lab.compile import price
+from scaling_lab.hardware import parse_target
 from scaling_lab.sweep import run_here
 from scaling_lab.sweep.run import check_legal
 
@@ -47,6 +51,21 @@ def test_every_config_is_legal(name):
     assert configs and len({config.id for config in configs}) == len(configs)
     for config in configs:
         check_legal(config)
+
+
+def test_prices_of_gpus_are_what_was_fitted():
+    fits = json.loads(load("gpu_prices").FITS.read_text())
+    assert set(fits) == {"a100", "h100"}
+    for chip, shares in fits.items():
+        frozen = price.efficiencies(parse_target(f"{chip}:1x8").chip)
+        assert shares == {name: getattr(frozen, name) for name in shares}
+
+
+def test_prices_of_gpus_hold_on_rows_left_out():
+    table = load("gpu_prices")
+    found = table.answer(record.latest(record.read(table.RESULTS)))
+    assert found["left out"]["rows"] >= 6
+    assert found["left out"]["median"] <= 0.15
 
 
 def test_the_main_job_has_the_six_layouts():

@@ -143,6 +143,30 @@ def test_microbatches_in_flight(schedule, pieces, batches, first, last):
     assert in_flight(pipeline, last=True)[0] == last
 
 
+def test_accumulation_holds_two_gradients_of_ours_and_one_of_others():
+    fields = {"layers": 4, "d_model": 256, "n_heads": 2, "head_dim": 128, "d_ff": 1024}
+    fields |= {"kv_heads": 2, "seq_len": 64, "microbatch_seqs": 1}
+    for software, copies in (("xla", 2), ("megatron", 1)):
+        one, two = (
+            memory(
+                points(global_batch_tokens=n, stack=STACKS.index(software), **fields)
+            )
+            for n in (64, 128)
+        )
+        assert two.gradient_bytes == copies * one.gradient_bytes
+
+
+@pytest.mark.parametrize(("width", "padded"), [(128, 128), (64, 128), (192, 256)])
+def test_a_block_made_again_holds_its_verbs_and_a_tpu_its_lanes(width, padded):
+    fields = {"d_model": 256, "n_heads": 2, "kv_heads": 2, "head_dim": width}
+    gpu = points(d_ff=1024, gated=0, torus_dims=0, **fields)
+    tpu = points(d_ff=1024, gated=0, torus_dims=3, **fields)
+    verbs = 2 * (4 * 256 + 4 * 2 * width + 1024)  # four of the model's width, one wide
+    assert activations.made_bytes(gpu) == verbs
+    lanes = 2 * (2 * 2 * (padded - width) + 4 * 128)
+    assert activations.made_bytes(tpu) == verbs + lanes
+
+
 def test_accumulation_holds_one_microbatch():
     assert in_flight(points(seq_len=16, global_batch_tokens=160))[0] == 1
 

@@ -29,6 +29,9 @@ SCORE_BYTES_WITHOUT_DROPOUT = 2
 #: without (jaxprs of `models.ops.rms_norm`, of SwiGLU and GELU).
 NORM_WIDE, NORM_NARROW, FFN_GATED, FFN_PLAIN = 2, 2, 3, 6
 
+#: What a TPU's arrays are padded to along their fastest dim.
+LANES = 128
+
 Array = np.ndarray
 
 
@@ -114,6 +117,23 @@ def fused_bytes(points: Points) -> Array:
     """The same without attention's scores: by a fused kernel, or made again."""
     kept = np.where(is_stack(points, "xla"), _ours(points), _megatron(points))
     return kept + _routed(points)
+
+
+def made_bytes(points: Points) -> Array:
+    """Bytes of one token that a block holds when it is made again for its gradient.
+
+    Of ours the verbs' results and nothing between them, which the compiler makes where
+    it is used. A TPU pads heads to its lanes, and its attention kernel says a row's
+    normaliser in float32 once for each lane. Others hold what they would have kept.
+    """
+    names = verbs(points)
+    ours = sum((verb_bytes(points, name) for name in names), np.zeros(len(points)))
+    heads = points.n_heads / points.tensor
+    padded = np.ceil(points.head_dim / LANES) * LANES - points.head_dim
+    lanes = heads * (2 * itemsize(points) * padded + 4 * LANES)
+    ours = ours + np.where(points.torus_dims > 0, lanes, 0.0) + _routed(points)
+    others = fused_bytes(points)
+    return np.where(is_stack(points, "xla"), ours, others) + score_bytes(points)
 
 
 def score_bytes(points: Points) -> Array:

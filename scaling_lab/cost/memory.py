@@ -79,7 +79,7 @@ def _stage(points: Points, last: bool) -> Memory:
     ends = np.where(head, 3, 1) * activations.input_bytes(points) * tokens
     return Memory(
         parameter_bytes=weights.over(rests) * points.param_bytes,
-        gradient_bytes=weights.over(reduced) * points.grad_bytes,
+        gradient_bytes=weights.over(reduced) * points.grad_bytes * _copies(points),
         optimizer_bytes=weights.over(state) * points.optimizer_bytes,
         activation_bytes=kept * tokens * layers * flight * (1 - points.offload),
         logits_bytes=logits + ends,
@@ -225,6 +225,13 @@ def _logits(points: Points, tokens: Array) -> Array:
     return np.where(ours, 8 * np.minimum(elements, LOGIT_ELEMENTS), 6 * elements)
 
 
+def _copies(points: Points) -> Array:
+    """Gradients at a time: ours of a microbatch are made beside the sum of the others,
+    where other software adds them in place."""
+    adds = activations.is_stack(points, "xla") & (points.microbatches > 1)
+    return np.where(adds & (points.stage == 1), 2.0, 1.0)
+
+
 def _temporary(points: Points, weights: Weights, kept: Array) -> Array:
     rests, _, _ = shards(points)
     narrow = activations.itemsize(points)
@@ -233,10 +240,10 @@ def _temporary(points: Points, weights: Weights, kept: Array) -> Array:
     in_use = np.where(gathered, LAYERS_IN_USE * weights.in_layer * narrow, 0.0)
     ends = np.where(gathered, weights.ends * narrow, 0.0)
     tokens = tokens_in_use(points)
-    whole = activations.whole_bytes(points)
+    made = activations.made_bytes(points)
     # The block at work: what it made again, and the gradients of its widest results.
     inner = activations.feed_forward_width(points) / points.tensor
-    working = (whole - np.minimum(kept, whole) + 2 * narrow * inner) * tokens
+    working = (made - np.minimum(kept, made) + 2 * narrow * inner) * tokens
     # A gradient of one block, before it is reduced.
     gradient = np.where(rests > 1, weights.in_layer * narrow, 0.0)
     return in_use + ends + working + gradient
