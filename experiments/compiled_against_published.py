@@ -127,8 +127,7 @@ ROWS = (
         ),
         "the compiler's flags are its own; compiled before attention's residual was "
         "kept by name, so its kernel runs forward twice",
-        "0.7 s are the kernel's second run; heads of 128 are priced at a quarter of the "
-        "peak, since they fill half of a unit of 256",
+        "0.7 s are that second run; heads of 128 fill half of a unit of 256",
     ),
     Published(
         "388dfcc22b",
@@ -174,8 +173,7 @@ ROWS = (
             **{"batch": 128, "length": 4096, "remat": "full"},
         ),
         LEVANTER,
-        "float32 logits of a device are 16.8 GB there, each pass over them 7 ms; here "
-        "they are never whole",
+        "logits of a device are 16.8 GB there, 7 ms a pass; here never whole",
     ),
     Published(
         "aab6fb4e35",
