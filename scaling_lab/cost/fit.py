@@ -2,8 +2,8 @@
 
 The logarithm of predicted over measured seconds is taken as Student-t (4 degrees of
 freedom) around zero, each efficiency's logarithm as normal around its prior: the mode
-of that posterior, by reweighted Gauss-Newton. Rows of one source share their
-circumstances, so a source of n rows weighs as n^0.6.
+of that posterior, by reweighted Gauss-Newton with steps halved until they help. Rows
+of one source share their circumstances, so a source of n rows weighs as n^0.6.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ NOISE = 0.08
 _FREEDOM = 4.0
 _SHARED = 0.4
 _NUDGE = 1e-3
-_ROUNDS = 25
+_ROUNDS = 60
+#: How often a step that makes things worse is halved.
+_HALVINGS = 8
 #: Chips whose vendor claims no peak, and how much further their efficiencies may go.
 UNCLAIMED = ("cpu",)
 _UNKNOWN = 25.0
@@ -77,23 +79,20 @@ def fit(
     if len(points) == 0 or not np.all(seconds > 0):
         raise ValueError("a fit needs rows, each with a step time above 0 seconds")
     terms = _terms(points, start)
-    centre = np.array([term.centre for term in terms])
-    spread = np.array([term.spread for term in terms]) * tight
     weight = _weights(sources, len(points)) / NOISE**2
-    goal, logs = np.log(seconds), centre.copy()
+    goal = _Goal(points, np.log(seconds), weight, terms, tight)
+    logs = goal.centre.copy()
+    residuals = goal.residuals(logs)
     inverse = np.eye(len(terms))
-    residuals = np.zeros(len(points))
     for _ in range(_ROUNDS):
-        eff = Calibration({t.name: x for t, x in zip(terms, logs, strict=True)})
-        now = np.log(parts_of(points, eff).step)
-        residuals = now - goal
-        slopes = _slopes(points, eff, terms, now)
+        slopes = _slopes(points, goal.calibration(logs), terms, residuals + goal.logs)
         trust = (_FREEDOM + 1) / (_FREEDOM + (residuals / NOISE) ** 2)
         rows = (weight * trust)[:, None] * slopes
-        inverse = np.linalg.inv(slopes.T @ rows + np.diag(spread**-2))
-        move = inverse @ (rows.T @ residuals + (logs - centre) / spread**2)
-        logs = logs - np.clip(move, -2 * spread, 2 * spread)
-        if np.max(np.abs(move / spread)) < 1e-2:
+        inverse = np.linalg.inv(slopes.T @ rows + np.diag(goal.spread**-2))
+        pull = (logs - goal.centre) / goal.spread**2
+        move = inverse @ (rows.T @ residuals + pull)
+        logs, residuals, moved = goal.stepped(logs, residuals, move)
+        if np.max(np.abs(moved / goal.spread)) < 1e-2:
             break
     names = [term.name for term in terms]
     return Fit(
@@ -102,6 +101,49 @@ def fit(
         {term.name: int(term.mask.sum()) for term in terms},
         residuals,
     )
+
+
+class _Goal:
+    """What a fit makes small, at log efficiencies in the order of its terms."""
+
+    def __init__(
+        self,
+        points: Points,
+        logs: np.ndarray,
+        weight: np.ndarray,
+        terms: list[_Term],
+        tight: float,
+    ):
+        self.points, self.logs, self.weight, self.terms = points, logs, weight, terms
+        self.centre = np.array([term.centre for term in terms])
+        self.spread = np.array([term.spread for term in terms]) * tight
+
+    def calibration(self, logs: np.ndarray) -> Calibration:
+        names = [term.name for term in self.terms]
+        return Calibration(dict(zip(names, logs.tolist(), strict=True)))
+
+    def residuals(self, logs: np.ndarray) -> np.ndarray:
+        """Log of predicted over measured, one a row."""
+        return np.log(parts_of(self.points, self.calibration(logs)).step) - self.logs
+
+    def unlikely(self, logs: np.ndarray, residuals: np.ndarray) -> float:
+        """Minus the logarithm of the posterior, up to a constant."""
+        far = np.log1p((residuals / NOISE) ** 2 / _FREEDOM)
+        rows = (_FREEDOM + 1) / 2 * NOISE**2 * float(np.sum(self.weight * far))
+        return rows + float(np.sum(((logs - self.centre) / self.spread) ** 2)) / 2
+
+    def stepped(
+        self, logs: np.ndarray, residuals: np.ndarray, move: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The efficiencies after a move, halved until it helps; their residuals."""
+        before = self.unlikely(logs, residuals)
+        move = np.clip(move, -2 * self.spread, 2 * self.spread)
+        for _ in range(_HALVINGS):
+            after = self.residuals(logs - move)
+            if self.unlikely(logs - move, after) <= before:
+                return logs - move, after, move
+            move = move / 2
+        return logs, residuals, 0 * move
 
 
 def held_out(
