@@ -293,7 +293,7 @@ def test_node_gbps_is_of_a_node():
 
 
 def test_state_moves_to_the_host_where_a_mesh_fits_no_other_way():
-    asked = question(size="70b", target="h100:1x8", axes=TRAINED, batch=64)
+    asked = question(size="70b", target="h200:1x8", axes=TRAINED, batch=64)
     priced = rank.rank(asked)
     away = priced.candidates.table["host"] == 1
     assert np.any(away)
