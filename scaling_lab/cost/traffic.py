@@ -16,7 +16,8 @@ from scaling_lab import dims
 from scaling_lab.config import RunConfig
 from scaling_lab.cost.ledger import Entry, record
 from scaling_lab.layouts import Layout, Spec
-from scaling_lab.parallel import equations, take
+from scaling_lab.layouts.moves import column_axes
+from scaling_lab.parallel import equations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,15 +100,11 @@ def _whole_uses(config: RunConfig, layout: Layout, name: str) -> int:
 
 
 def _column_axes(config: RunConfig, layout: Layout, name: str) -> tuple[str, ...]:
-    """The axes of a table that is looked up in by columns (`take.column_axes`)."""
+    """The axes of a table that is looked up in by columns."""
     letters, stem = dims.letters(name), dims.stem(name)
-    stored = layout.spec("params", letters, name)
     for entry in record(config):
         if entry.verb == "take" and entry.name.rpartition("/")[2] == stem:
-            used = layout.spec("acts", letters, entry.name)
-            batch = layout.spec("acts", "BT" + letters[1:], entry.name)[0]
-            width = entry.sizes[letters[1]] // layout.over(stored[1:])
-            return take.column_axes(stored, used, batch, width)
+            return column_axes(layout, entry.name, letters, entry.sizes[letters[1]])
     return ()
 
 
@@ -132,8 +129,7 @@ def of_verb(
     if entry.verb == "take":
         letters = entry.weights[0]
         rows = layout.spec("acts", letters, entry.name)[0]
-        stored = f"{entry.name.rpartition('/')[2]}_{letters}"
-        columns = _column_axes(config, layout, stored)
+        columns = column_axes(layout, entry.name, letters, entry.sizes[letters[1]])
         if columns:
             size = 2 * held * config.accumulate
             yield Implied("all-to-all", columns, size, "found, and its gradient")

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from scaling_lab import dims
 from scaling_lab.layouts.mesh import partition
 from scaling_lab.layouts.tables import Layout, Spec
-from scaling_lab.parallel import equations, reduced, stack
+from scaling_lab.parallel import equations, reduced, stack, take
 
 Array = jax.Array
 
@@ -139,6 +139,24 @@ class Moves:
             for name in params
             for letters in [dims.letters(name)]
         )
+
+
+def column_axes(
+    layout: Layout, name: str, letters: str, columns: int
+) -> tuple[str, ...]:
+    """The axes of a table's columns where a lookup in each part is better than whole.
+
+    Args:
+      name: of the verb that looks up. letters: dims of the table, rows and columns.
+      columns: how many it has in all.
+    """
+    stored = layout.spec("params", letters, f"{name.rpartition('/')[2]}_{letters}")
+    used = layout.spec("acts", letters, name)
+    batch = layout.spec("acts", "BT" + letters[1:], name)[0]
+    rows, axes = (*stored, ())[:2]
+    apart = not rows and not any(used) and set(axes) <= set(batch)
+    wide = columns // layout.over(stored[1:]) >= take.NARROWEST
+    return axes if apart and wide else ()
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from scaling_lab import dims
-from scaling_lab.layouts.moves import Moves
+from scaling_lab.layouts.moves import Moves, column_axes
 from scaling_lab.layouts.tables import Spec
 from scaling_lab.parallel import (
     attention,
@@ -77,7 +77,7 @@ class Placement(Moves):
         out_spec = self.layout.spec("acts", "BT" + dims[1:], name)
         with jax.named_scope(name):
             table = jnp.asarray(table)
-            columns = self._columns(table, dims, name, out_spec[0])
+            columns = column_axes(self.layout, name, dims, table.shape[-1])
             if columns:
                 found = take.sharded_columns(
                     self._constrain(table, ((), columns)).astype(self.compute),
@@ -95,15 +95,6 @@ class Placement(Moves):
                 table, indices_BT, self.mesh, row_axes or None, out_spec[0] or None
             )
             return checkpoint_name(self._constrain(found, out_spec), name)
-
-    def _columns(
-        self, table: Array, dims: str, name: str, batch: tuple[str, ...]
-    ) -> tuple[str, ...]:
-        """The axes of a table's columns, where looking up in each part is better."""
-        stored = self.layout.spec("params", dims, f"{name.rpartition('/')[2]}_{dims}")
-        used = self.layout.spec("acts", dims, name)
-        width = table.shape[-1] // self.layout.over(stored[1:])
-        return take.column_axes(stored, used, batch, width)
 
     def attend(
         self, q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask, *, name: str
@@ -155,23 +146,18 @@ class Placement(Moves):
         caches = [None] * len(segments) if cache is None else cache
         auxes, after = [], []
         for segment, segment_cache in zip(segments, caches, strict=True):
+            block = functools.partial(segment.block, self)
             if self.remat == "full" and cache is None and not self.unroll:
                 x_BTD, aux, left = stack.scan_inputs(
-                    functools.partial(segment.block, self),
-                    segment,
-                    x_BTD,
-                    per_batch,
-                    self._rest,
+                    block, segment, x_BTD, per_batch, self._rest
                 )
-                auxes.append(aux)
-                after.append(left)
-                continue
-            block = stack.remat(
-                functools.partial(segment.block, self),
-                stack.with_residual(self.remat, self.attend_residual),
-                regather=self.mesh is not None and self._gathers(segment.params),
-            )
-            x_BTD, aux, left = run(block, segment, x_BTD, per_batch, segment_cache)
+            else:
+                block = stack.remat(
+                    block,
+                    stack.with_residual(self.remat, self.attend_residual),
+                    regather=self.mesh is not None and self._gathers(segment.params),
+                )
+                x_BTD, aux, left = run(block, segment, x_BTD, per_batch, segment_cache)
             auxes.append(aux)
             after.append(left)
         return x_BTD, auxes, None if cache is None else after

@@ -50,23 +50,6 @@ def sharded_rows(
 NARROWEST = 64
 
 
-def column_axes(
-    stored: tuple[tuple[str, ...], ...],
-    used: tuple[tuple[str, ...], ...],
-    batch: tuple[str, ...],
-    width: int,
-) -> tuple[str, ...]:
-    """The axes of a table's columns where each part is better looked up in apart.
-
-    Args:
-      stored: axes of the table's rows and columns where it rests. used: in use.
-      batch: axes of dim B. width: columns that one device holds.
-    """
-    rows, columns = (*stored, ())[:2]
-    apart = not rows and not any(used) and set(columns) <= set(batch)
-    return columns if apart and width >= NARROWEST else ()
-
-
 def sharded_columns(
     table_VD: Array, indices_BT: Array, mesh: Any, columns: Any, batch: Any
 ) -> Array:
