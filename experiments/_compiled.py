@@ -13,7 +13,6 @@ import scaling_lab as lab
 from scaling_lab import record
 from scaling_lab.compile import read
 from scaling_lab.sweep import compile_run
-from scaling_lab.sweep.provenance import code_digest
 
 RESULTS = Path(__file__).parent / "results"
 #: Scheduled modules, by config: large, so not in the repository.
@@ -78,8 +77,24 @@ def repriced(found: record.RunRecord) -> record.RunRecord:
     if found.status != "ok" or not module.exists():
         return found
     fresh = read(module.read_text(), column["mesh"], column["target"])
-    column = column | fresh | {"priced_by": code_digest()}
-    return small(dataclasses.replace(found, compiled=column))
+    return small(dataclasses.replace(found, compiled=column | fresh))
+
+
+def beside(row: Any, found: record.RunRecord | None) -> dict[str, Any]:
+    """A `compiled_against_published.Published` row and its compiled step."""
+    column = (found.compiled or {}) if found else {}
+    seconds = column.get("step_seconds")
+    return {
+        "run": row.run,
+        "model": row.model,
+        "target": row.config.target,
+        "published_seconds": row.seconds,
+        "step_seconds": seconds,
+        "exposed_seconds": column.get("exposed_seconds"),
+        "hidden_seconds": column.get("hidden_seconds"),
+        "ratio": seconds / row.seconds if seconds else None,
+        "differs": row.differs,
+    }
 
 
 def errors(ratios: Iterable[float]) -> dict[str, Any]:

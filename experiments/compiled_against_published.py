@@ -217,16 +217,11 @@ def answer(found: dict[str, Any]) -> dict[str, Any]:
     for row in ROWS:
         record = found.get(row.config.id)
         column = (record.compiled or {}) if record else {}
-        seconds = column.get("step_seconds")
         rows.append(
-            {
-                "run": row.run,
-                "model": row.model,
-                "target": row.config.target,
-                "published_seconds": row.seconds,
-                **{name: column.get(name) for name in _COLUMNS},
-                "ratio": seconds / row.seconds if seconds else None,
-                "differs": row.differs,
+            kept.beside(row, record)
+            | {
+                "scheduled_seconds": column.get("scheduled_seconds"),
+                "modelled_seconds": column.get("modelled_seconds"),
                 "why": row.why,
                 "by_verb": column.get("by_verb"),
                 "status": record.status if record else "not compiled",
@@ -239,15 +234,6 @@ def answer(found: dict[str, Any]) -> dict[str, Any]:
         "exact_and_near": kept.errors(row["ratio"] for row in said),
         "left_out": LEFT_OUT,
     }
-
-
-_COLUMNS = (
-    "step_seconds",
-    "scheduled_seconds",
-    "modelled_seconds",
-    "exposed_seconds",
-    "hidden_seconds",
-)
 
 
 def text(found: dict[str, Any]) -> str:

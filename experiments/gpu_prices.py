@@ -146,7 +146,7 @@ NOISE = 0.08
 FITS = kept.RESULTS / "gpu_prices_fit.json"
 
 
-class Module_:
+class Parsed:
     """A row's scheduled module, parsed once and priced often."""
 
     def __init__(self, row: Published, text: str):
@@ -176,8 +176,7 @@ def fit(rows: list[Published]) -> dict[str, price.Efficiencies]:
       FileNotFoundError: a row's module is not here; --compile makes it.
     """
     modules = [
-        Module_(row, (kept.MODULES / f"{row.config.id}.txt").read_text())
-        for row in rows
+        Parsed(row, (kept.MODULES / f"{row.config.id}.txt").read_text()) for row in rows
     ]
     clock = np.log([row.seconds for row in rows])
     chips = sorted({module.chip for module in modules})
@@ -224,25 +223,11 @@ def main() -> None:
 
 def answer(found: dict[str, Any]) -> dict[str, Any]:
     """Rows with both times, and the errors of both halves."""
-    rows = []
-    for row in ROWS:
-        record = found.get(row.config.id)
-        column = (record.compiled or {}) if record else {}
-        seconds = column.get("step_seconds")
-        rows.append(
-            {
-                "run": row.run,
-                "model": row.model,
-                "target": row.config.target,
-                "half": "fitted" if row in FITTED else "left out",
-                "published_seconds": row.seconds,
-                "step_seconds": seconds,
-                "exposed_seconds": column.get("exposed_seconds"),
-                "hidden_seconds": column.get("hidden_seconds"),
-                "ratio": seconds / row.seconds if seconds else None,
-                "differs": row.differs,
-            }
-        )
+    rows = [
+        kept.beside(row, found.get(row.config.id))
+        | {"half": "fitted" if row in FITTED else "left out"}
+        for row in ROWS
+    ]
     said = [row for row in rows if row["ratio"] is not None]
     return {
         "rows": rows,
