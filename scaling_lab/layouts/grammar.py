@@ -25,9 +25,9 @@ MEANING: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "data": ((), ("B",)),
     "fsdp": (("D",), ("B",)),
     "tensor": (_HEADS_AND_WIDTHS, _HEADS_AND_WIDTHS),
-    "context": ((), ()),
+    "context": ((), ("T",)),
     "expert": (("E",), ("E",)),
-    "stage": ((), ()),
+    "stage": (("L",), ()),
 }
 
 #: What may follow a plus sign.
@@ -36,6 +36,12 @@ MODIFIERS: dict[str, str] = {
     "zero1": "optimizer state divided over data",
     "zero2": "gradients and optimizer state divided over data",
     "gather_once": "gathered weights kept for the backward pass",
+    "ring": "keys and values go round context, instead of being gathered",
+}
+
+#: What a word binds: (axis it needs, verb, mechanism).
+MECHANISMS: dict[str, tuple[str, str, str]] = {
+    "ring": ("context", "attend", "ring"),
 }
 
 
@@ -142,9 +148,13 @@ def _composed(text: str, sizes: Mapping[str, int], modifiers: list[str]) -> Layo
             )
         if word == "sequence":
             _needs(text, word, "tensor", sizes)
-            acts["BTD"] = {"T": "tensor"}
+            acts["BTD"] = {"T": _with_axis(acts.get("T"), "tensor")}
         elif word == "gather_once":
             fields["gather"] = "step"
+        elif word in MECHANISMS:
+            axis, verb, mechanism = MECHANISMS[word]
+            _needs(text, word, axis, sizes)
+            fields["bind"] = {**fields.get("bind", {}), verb: mechanism}
         else:
             _needs(text, word, "data", sizes)
             divided = {**params, "D": _with_axis(params.get("D"), "data")}
@@ -163,6 +173,6 @@ def _with_axis(axes: Any, axis: str) -> Any:
 def _needs(text: str, word: str, axis: str, sizes: Mapping[str, int]) -> None:
     if axis not in sizes:
         raise IllegalLayout(
-            f"layout {text!r}: +{word} divides over axis {axis}, which it lacks; "
+            f"layout {text!r}: +{word} works over axis {axis}, which it lacks; "
             f"write {axis}=2,{text}"
         )

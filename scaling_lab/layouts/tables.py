@@ -37,6 +37,8 @@ class Layout:
       optimizer: where optimizer state rests; default `params`.
       gather: ``layer`` gathers a stored weight where it is used and again in the
         backward pass; ``step`` keeps what it gathered.
+      bind: verb -> the mechanism that does it, where that is not the verb's first
+        (`grammar.MECHANISMS`): ``{"attend": "ring"}``.
       name: what people call it; not part of its identity.
     """
 
@@ -46,6 +48,7 @@ class Layout:
     grads: Table | None = None
     optimizer: Table | None = None
     gather: str = "layer"
+    bind: Mapping[str, str] | None = None
     name: str = dataclasses.field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -74,6 +77,10 @@ class Layout:
         for size in self.mesh.values():
             count *= size
         return count
+
+    def mechanism(self, verb: str, default: str) -> str:
+        """What the layout binds a verb to."""
+        return (self.bind or {}).get(verb, default)
 
     def table(self, kind: str) -> Table:
         """The table `params`, `grads`, `optimizer` or `acts`, its default filled in."""
