@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scaling_lab.parallel import attention, cudnn, splash, stack
-from scaling_lab.parallel.verbs import Mask
+from scaling_lab.parallel.masks import Mask
 
 
 def arrays(length=256, heads=4, kv_heads=2, width=64, dtype=jnp.float32):

@@ -10,7 +10,7 @@ from scaling_lab import models
 from scaling_lab.layouts import Layout, Placement
 from scaling_lab.models import ops
 from scaling_lab.parallel import attention, equations, experts
-from scaling_lab.parallel.verbs import Mask, causal_mask
+from scaling_lab.parallel.masks import Mask, causal_mask
 
 ONE = Placement(Layout({}))
 

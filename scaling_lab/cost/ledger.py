@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from scaling_lab import dims, models
 from scaling_lab.config import RunConfig
 from scaling_lab.parallel import equations
-from scaling_lab.parallel.verbs import Batch, Mask, Segment, TokenLoss
+from scaling_lab.parallel.masks import Batch, Mask
+from scaling_lab.parallel.verbs import Segment, TokenLoss
 
 Array = jax.Array
 

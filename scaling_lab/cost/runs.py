@@ -35,14 +35,14 @@ def points_of(configs: Sequence[RunConfig], local: Chip | None = None) -> Points
 
 
 def check(config: RunConfig) -> None:
-    """Raises unless a run can be priced: `validate`'s laws, and those of the axes
-    ``stage`` and ``context``, which are priced though nothing is trained over them yet.
+    """Raises unless a run can be priced: `validate`'s laws, and those of the axis
+    ``stage``, which is priced though nothing is trained over it yet.
 
     Raises:
       ValueError: what is wrong, and what would do.
     """
     mesh, devices = config.layout.mesh, config.parsed_target().devices
-    stage, context = mesh.get("stage", 1), mesh.get("context", 1)
+    stage = mesh.get("stage", 1)
     if devices is not None and devices != config.layout.devices:
         return validate(config)
     if config.model.L < stage:
@@ -52,12 +52,7 @@ def check(config: RunConfig) -> None:
             f"stage={stage} with {config.accumulate} microbatches leaves stages idle; "
             f"use --accumulate {stage} or more"
         )
-    if context > 1 and config.length % (2 * context):
-        raise ValueError(
-            f"context={context} does not cut {config.length} positions into equal "
-            f"halves; use a --length that {2 * context} divides"
-        )
-    rest = {axis: n for axis, n in mesh.items() if axis not in ("stage", "context")}
+    rest = {axis: n for axis, n in mesh.items() if axis != "stage"}
     layout = dataclasses.replace(config.layout, mesh=rest or {"data": 1})
     validate(dataclasses.replace(config, layout=layout), layout.devices)
 

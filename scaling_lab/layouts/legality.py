@@ -69,7 +69,23 @@ def check(
             for letter, axes in zip(signature, spec, strict=True):
                 if letter in sizes:
                     _divides(layout, f"acts {signature}", letter, sizes[letter], axes)
+    _halves(layout, sizes)
     _every_axis_used(layout, sizes, params)
+
+
+def _halves(layout: Layout, sizes: Mapping[str, int]) -> None:
+    """Every shard of a row holds one chunk from its front and one from its back."""
+    axes = layout.spec("acts", "BT")[1]
+    length, chunks = sizes.get("T", 0), 2 * layout.over((axes,))
+    if not axes or length % chunks == 0:
+        return
+    lower = length // chunks * chunks
+    near = ", ".join(str(n) for n in (lower, lower + chunks) if n)
+    raise IllegalLayout(
+        f"layout {layout.name!r}: {' × '.join(axes)}={chunks // 2} cuts a row into "
+        f"{chunks} chunks, two for each shard, and length={length} does not divide "
+        f"into them; nearest length: {near}"
+    )
 
 
 def _weights_in_use(params: Mapping[str, Sequence[int]]) -> set[str]:

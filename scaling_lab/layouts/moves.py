@@ -111,13 +111,15 @@ class Moves:
         bias = self._use(bias, letters, f"{name}_bias")
         return bias[(None,) * (len(output) - bias.ndim)]
 
-    def _use(self, weight: Array, letters: str, name: str) -> Array:
-        """A stored weight, cast, then brought to where it is used."""
+    def _use(
+        self, weight: Array, letters: str, name: str, used: Spec | None = None
+    ) -> Array:
+        """A stored weight, cast, then brought to where it is used: as `acts` says."""
         weight = weight.astype(self.compute)
         if self.mesh is None:
             return weight
         stored = f"{name.rpartition('/')[2]}_{letters}"
-        used = self.layout.spec("acts", letters, name)
+        used = self.layout.spec("acts", letters, name) if used is None else used
         weight = self._brought(weight, used, self.layout.spec("grads", letters, stored))
         if self._gathers({stored: weight}):
             weight = checkpoint_name(weight, stack.GATHERED)

@@ -20,13 +20,17 @@ from scaling_lab.layouts.moves import Moves, column_axes
 from scaling_lab.layouts.tables import Spec
 from scaling_lab.parallel import (
     attention,
+    chunked,
+    context,
     cross_entropy,
     equations,
     experts,
+    flash,
     stack,
     take,
 )
-from scaling_lab.parallel.verbs import Batch, Mask, Segment, TokenLoss
+from scaling_lab.parallel.masks import Batch, Mask
+from scaling_lab.parallel.verbs import Segment, TokenLoss
 
 Array = jax.Array
 
@@ -39,6 +43,7 @@ class Placement(Moves):
       remat: what the backward pass keeps, as `parallel.stack.remat` reads it.
       unroll: layers written out instead of scanned.
       attend_with: the attention of one device.
+      attend_kernel: the same in its two passes, for a sequence that is divided.
       attend_residual: `checkpoint_name` by which that keeps what it needs, if it does.
       loss_chunks: how many chunks of the vocabulary the loss is cut into, each made
         again in the backward pass; ``None`` decides.
@@ -48,6 +53,7 @@ class Placement(Moves):
     remat: str = "none"
     unroll: bool = False
     attend_with: attention.Attend = attention.dense
+    attend_kernel: flash.Kernel = chunked.KERNEL
     attend_residual: str = ""
     loss_chunks: int | None = None
     loss_elements: int = cross_entropy.KEEP_ELEMENTS
@@ -75,6 +81,7 @@ class Placement(Moves):
     ) -> Array:
         """`Verbs.take`: a plain gather, or one per shard of the table's rows."""
         out_spec = self.layout.spec("acts", "BT" + dims[1:], name)
+        rows = tuple(axes or None for axes in self.layout.spec("acts", "BT"))
         with jax.named_scope(name):
             table = jnp.asarray(table)
             columns = column_axes(self.layout, name, dims, table.shape[-1])
@@ -84,15 +91,21 @@ class Placement(Moves):
                     indices_BT,
                     self.mesh,
                     columns,
-                    out_spec[0],
+                    rows,
                 )
                 return checkpoint_name(self._constrain(found, out_spec), name)
-            table = self._use(table, dims, name)
+            # A table of positions has rows called T too, and not divided with them.
+            busy = {axis for axes in rows for axis in axes or ()}
+            used = tuple(
+                tuple(axis for axis in axes if axis not in busy)
+                for axes in self.layout.spec("acts", dims, name)
+            )
+            table = self._use(table, dims, name, used)
             if self.mesh is None:
                 return checkpoint_name(take.rows(table, indices_BT), name)
-            row_axes = self.layout.spec("acts", dims, name)[0]
+            row_axes = used[0]
             found = take.sharded_rows(
-                table, indices_BT, self.mesh, row_axes or None, out_spec[0] or None
+                table, indices_BT, self.mesh, row_axes or None, rows
             )
             return checkpoint_name(self._constrain(found, out_spec), name)
 
@@ -100,18 +113,26 @@ class Placement(Moves):
         self, q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask, *, name: str
     ) -> Array:
         """`Verbs.attend`: each device its own rows and heads."""
-        batch, _, heads, _ = self.layout.spec("acts", "BTNH", name)
+        batch, length, heads, _ = self.layout.spec("acts", "BTNH", name)
         kv_heads = self.layout.spec("acts", "BSKH", name)[2]
+        attend_with = self.attend_with
+        if length and mask.ordered:
+            kind = self.layout.mechanism("attend", "gather")
+            attend_with = functools.partial(
+                context.MECHANISMS[kind], self.attend_kernel, length
+            )
+        else:  # keys of earlier positions: a cache is held whole
+            length = ()
         with jax.named_scope(name):
-            if self.mesh is None or not (batch or heads):
-                result = self.attend_with(q_BTNH, k_BSKH, v_BSKH, mask)
+            if self.mesh is None or not (batch or length or heads):
+                result = attend_with(q_BTNH, k_BSKH, v_BSKH, mask)
             else:
                 result = attention.by_heads(
-                    self.attend_with,
+                    attend_with,
                     (q_BTNH, k_BSKH, v_BSKH),
                     mask,
                     self.mesh,
-                    batch or None,
+                    (batch or None, length or None),
                     (heads or None, kv_heads or None),
                 )
             return checkpoint_name(result, name)
@@ -167,7 +188,7 @@ class Placement(Moves):
     ) -> TokenLoss:
         """`Verbs.cross_entropy`: by vocabulary shard, and by chunk of that."""
         spec = self.layout.spec("acts", "BTV", name)
-        tokens = hidden_BTD.shape[0] * hidden_BTD.shape[1] // self.layout.over(spec[:1])
+        tokens = hidden_BTD.shape[0] * hidden_BTD.shape[1] // self.layout.over(spec[:2])
         vocabulary = head_DV.shape[1] // self.layout.over(spec[2:])
         fits = tokens * vocabulary <= self.loss_elements
         chunk = cross_entropy.columns(tokens, vocabulary, self.loss_elements)
@@ -179,7 +200,7 @@ class Placement(Moves):
             head_DV = head_DV.astype(self.compute)
             if self.mesh is not None:
                 shards = self._loss_shards(spec)
-                hidden_BTD = self._constrain(hidden_BTD, (spec[0], (), ()))
+                hidden_BTD = self._constrain(hidden_BTD, (*spec[:2], ()))
                 head_DV = self._brought(
                     head_DV, (shards.width, spec[2]), (shards.reduced, spec[2])
                 )
@@ -192,7 +213,7 @@ class Placement(Moves):
 
     def _loss_shards(self, spec: Spec) -> cross_entropy.Shards:
         """Where the loss finds its head, and leaves the head's gradient."""
-        batch, _, vocabulary = spec
+        batch, length, vocabulary = spec
 
         def of_width(kind: str) -> tuple[str, ...]:
             rests = self.layout.spec(kind, "DV", "head_DV")[0]
@@ -201,8 +222,8 @@ class Placement(Moves):
         reduced = of_width(self.gradients)
         return cross_entropy.Shards(
             self.mesh,
-            batch,
+            (batch, length),
             vocabulary,
             of_width("params"),
-            tuple(axis for axis in reduced if axis in batch),
+            tuple(axis for axis in reduced if axis in (*batch, *length)),
         )

@@ -14,7 +14,8 @@ import numpy as np
 from flax import nnx
 
 from scaling_lab import dims
-from scaling_lab.parallel.verbs import Batch, Mask, Segment, Verbs, causal_mask
+from scaling_lab.parallel.masks import Batch, Mask, causal_mask
+from scaling_lab.parallel.verbs import Segment, Verbs
 
 Array = jax.Array
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.sharding import PartitionSpec
 
-from scaling_lab.parallel.verbs import Mask
+from scaling_lab.parallel.masks import Mask
 
 Array = jax.Array
 Attend = Callable[[Array, Array, Array, Mask], Array]
@@ -110,21 +110,21 @@ def by_heads(
     arrays: tuple[Array, Array, Array],
     mask: Mask,
     mesh: Any,
-    batch: Any,
+    rows: tuple[Any, Any],
     heads: tuple[Any, Any],
 ) -> Array:
-    """`attend` on each device's own batch rows and query heads.
+    """`attend` on each device's own rows and query heads.
 
     Args:
-      batch: mesh axes of dim B. heads: mesh axes of N and of K. Where K has none and
-        N has some, the axis is wider than K: every device holds all key-value heads
+      rows: mesh axes of dims B and T. heads: mesh axes of N and of K. Where K has none
+        and N has some, the axis is wider than K: every device holds all key-value heads
         and takes the one its query heads share, since constraining K instead costs a
         full rematerialisation.
     """
     q_axes, kv_axes = heads
-    q_spec = PartitionSpec(batch, None, q_axes, None)
-    kv_spec = PartitionSpec(batch, None, kv_axes, None)
-    mask_spec = jax.tree.map(lambda _: PartitionSpec(batch, None), mask)
+    q_spec = PartitionSpec(*rows, q_axes, None)
+    kv_spec = PartitionSpec(*rows, kv_axes, None)
+    mask_spec = jax.tree.map(lambda _: PartitionSpec(*rows), mask)
 
     def local(q_BTNH, k_BSKH, v_BSKH, mask):
         if q_axes is not None and kv_axes is None:

@@ -34,14 +34,14 @@ class Shards(NamedTuple):
 
     Attributes:
       mesh: of all arrays.
-      batch: mesh axes of dim B.
+      rows: mesh axes of B and of T.
       vocabulary: mesh axes of dim V.
       width: mesh axes that the head's D rests divided over; gathered for use.
-      reduced: mesh axes that D of the head's gradient is divided over, among `batch`.
+      reduced: mesh axes that D of the head's gradient is divided over, among `rows`.
     """
 
     mesh: Any = None
-    batch: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     vocabulary: tuple[str, ...] = ()
     width: tuple[str, ...] = ()
     reduced: tuple[str, ...] = ()
@@ -265,18 +265,20 @@ def _reduced(dhead_DV: Array, shards: Shards) -> Array:
         dhead_DV = jax.lax.psum_scatter(
             dhead_DV, shards.reduced, scatter_dimension=0, tiled=True
         )
-    summed = tuple(axis for axis in shards.batch if axis not in shards.reduced)
+    over = (*shards.rows[0], *shards.rows[1])
+    summed = tuple(axis for axis in over if axis not in shards.reduced)
     return jax.lax.psum(dhead_DV, summed) if summed else dhead_DV
 
 
 def _specs(shards: Shards) -> tuple[PartitionSpec, ...]:
     """Of rows of tokens, the head as it rests, the head in use, chunks of logits."""
-    batch, vocabulary = shards.batch or None, shards.vocabulary or None
+    rows = tuple(axes or None for axes in shards.rows)
+    vocabulary = shards.vocabulary or None
     return (
-        PartitionSpec(batch, None),
+        PartitionSpec(*rows),
         PartitionSpec(shards.width or None, vocabulary),
         PartitionSpec(None, vocabulary),
-        PartitionSpec(None, batch, None, vocabulary),
+        PartitionSpec(None, *rows, vocabulary),
     )
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from scaling_lab.parallel import attention
-from scaling_lab.parallel.verbs import Mask
+from scaling_lab.parallel.masks import Mask
 
 Array = jax.Array
 

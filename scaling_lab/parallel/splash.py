@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 from scaling_lab.parallel import attention
-from scaling_lab.parallel.verbs import Mask
+from scaling_lab.parallel.masks import Mask
 
 Array = jax.Array
 

@@ -17,7 +17,7 @@ def rows(table_VD: Array, indices_BT: Array) -> Array:
 
 
 def sharded_rows(
-    table_VD: Array, indices_BT: Array, mesh: Any, row_axes: Any, batch: Any
+    table_VD: Array, indices_BT: Array, mesh: Any, row_axes: Any, rows_of: Any
 ) -> Array:
     """The lookup on each device's own sequences, in its own rows of the table.
 
@@ -26,7 +26,8 @@ def sharded_rows(
     because XLA's partitioner replicates the gradient's scatter on hybrid meshes.
 
     Args:
-      row_axes: mesh axes of the table's rows, or ``None``. batch: those of dim B.
+      row_axes: mesh axes of the table's rows, or ``None``.
+      rows_of: mesh axes of B and of T.
     """
 
     def local(table_VD, indices_BT):
@@ -41,8 +42,8 @@ def sharded_rows(
     return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(PartitionSpec(row_axes, None), PartitionSpec(batch, None)),
-        out_specs=PartitionSpec(batch, None, None),
+        in_specs=(PartitionSpec(row_axes, None), PartitionSpec(*rows_of)),
+        out_specs=PartitionSpec(*rows_of, None),
     )(table_VD, indices_BT)
 
 
@@ -51,7 +52,7 @@ NARROWEST = 64
 
 
 def sharded_columns(
-    table_VD: Array, indices_BT: Array, mesh: Any, columns: Any, batch: Any
+    table_VD: Array, indices_BT: Array, mesh: Any, columns: Any, rows_of: Any
 ) -> Array:
     """The lookup of everybody's sequences in each device's own columns of the table.
 
@@ -60,8 +61,8 @@ def sharded_columns(
     is ever whole. It is the all-to-all of DLRM (Naumov et al. 2019, section 3.1).
 
     Args:
-      columns: mesh axes of the table's columns, all of them among `batch`.
-      batch: mesh axes of dim B.
+      columns: mesh axes of the table's columns, all of them among those of B.
+      rows_of: mesh axes of B and of T.
     """
 
     def local(table_VD, indices_BT):
@@ -74,6 +75,6 @@ def sharded_columns(
     return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(PartitionSpec(None, columns), PartitionSpec(batch, None)),
-        out_specs=PartitionSpec(batch, None, None),
+        in_specs=(PartitionSpec(None, columns), PartitionSpec(*rows_of)),
+        out_specs=PartitionSpec(*rows_of, None),
     )(table_VD, indices_BT)

@@ -10,81 +10,14 @@ verb's name is the stem of its weight: ``ffn/gate`` contracts ``gate_DF``.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
+
+from scaling_lab.parallel.masks import Batch, Mask
 
 Array = jax.Array
-Batch = Mapping[str, Array]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Mask:
-    """Which key every query may see, as data.
-
-    A query sees a key of its own segment that is no later than itself (`causal`) and
-    no further back than `window` positions.
-
-    Attributes:
-      q_positions_BT: position of each query inside its document.
-      k_positions_BS: the same for keys.
-      q_segments_BT: document of each query, or ``None`` if all are one.
-      k_segments_BS: the same for keys.
-      causal: whether the future is hidden.
-      window: how many positions back are seen, the own one included; ``None`` is all.
-      ordered: keys stand in the order of queries (S = T and the array order is the
-        causal order), so a kernel may skip blocks without looking at positions.
-    """
-
-    q_positions_BT: Array
-    k_positions_BS: Array
-    q_segments_BT: Array | None = None
-    k_segments_BS: Array | None = None
-    causal: bool = dataclasses.field(default=True, metadata={"static": True})
-    window: int | None = dataclasses.field(default=None, metadata={"static": True})
-    ordered: bool = dataclasses.field(default=False, metadata={"static": True})
-
-    def visible_BTS(self) -> Array:
-        """The mask written out: true where a query sees a key."""
-        q_BT1 = self.q_positions_BT[:, :, None]
-        k_B1S = self.k_positions_BS[:, None, :]
-        seen_BTS = jnp.ones((q_BT1 - k_B1S).shape, bool)
-        if self.causal:
-            seen_BTS &= q_BT1 >= k_B1S
-        if self.window is not None:
-            seen_BTS &= q_BT1 - k_B1S < self.window
-        if self.q_segments_BT is not None and self.k_segments_BS is not None:
-            q_segments_BT1 = self.q_segments_BT[:, :, None]
-            seen_BTS &= q_segments_BT1 == self.k_segments_BS[:, None, :]
-        return seen_BTS
-
-    def density(self) -> float:
-        """Fraction of (query, key) pairs seen, not looking at documents."""
-        t, s = self.q_positions_BT.shape[1], self.k_positions_BS.shape[1]
-        if not self.causal and self.window is None:
-            return 1.0
-        if not self.ordered:  # decoding: every written key is seen
-            return 1.0
-        window = s if self.window is None else self.window
-        seen = sum(min(q + 1 if self.causal else s, window) for q in range(t))
-        return seen / (t * s)
-
-
-def causal_mask(batch: Batch, window: int | None = None) -> Mask:
-    """Causal self-attention inside each document of a packed batch."""
-    positions_BT, segments_BT = batch["positions_BT"], batch["segments_BT"]
-    return Mask(
-        positions_BT,
-        positions_BT,
-        segments_BT,
-        segments_BT,
-        window=window,
-        ordered=True,
-    )
 
 
 class TokenLoss(NamedTuple):

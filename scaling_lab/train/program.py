@@ -14,7 +14,7 @@ from jax.sharding import AxisType, SingleDeviceSharding
 from scaling_lab import dims, layouts, models, optimizers
 from scaling_lab.config import RunConfig
 from scaling_lab.layouts import ExplicitPlacement, Placement
-from scaling_lab.parallel import attention, cudnn, equations, splash
+from scaling_lab.parallel import attention, context, cudnn, equations, splash
 from scaling_lab.train.step import (
     Metrics,
     TrainState,
@@ -43,8 +43,15 @@ class Program(NamedTuple):
     shardings: TrainState
 
     def put(self, batch: Mapping[str, Any]) -> dict[str, Array]:
-        """A host batch on the devices, each with its own sequences."""
+        """A host batch on the devices, each with its own sequences and positions.
+
+        Where a sequence is divided, its tokens stand in zigzag order from here on.
+        """
         sharding = self.place.sharding("acts", "BT")
+        shards = self.place.layout.over(self.place.layout.spec("acts", "BT")[1:])
+        if shards > 1:
+            order_T = context.zigzag(self.config.length, shards)
+            batch = {key: value[:, order_T] for key, value in batch.items()}
         return {key: jax.device_put(value, sharding) for key, value in batch.items()}
 
     def abstract_arguments(self) -> tuple[TrainState, dict[str, jax.ShapeDtypeStruct]]:

@@ -21,6 +21,8 @@ COMPOSED = [
     "data=2,tensor=4",
     "data=8+zero2",
     "fsdp=8+gather_once",
+    "data=2,context=4",
+    "fsdp=2,context=2,tensor=2+sequence+ring",
 ]
 #: What each file says, as people would compose it.
 SAME = {

@@ -20,6 +20,8 @@ COMPOSED = [
     "data=2,tensor=4",
     "data=8+zero2",
     "fsdp=8+gather_once",
+    "data=2,context=4",
+    "fsdp=2,context=2,tensor=2+sequence+ring",
 ]
 LAYOUTS = [*layouts.names(), *COMPOSED]
 B1 = 0.9
