@@ -60,7 +60,7 @@ def of_gradient(
     """A gradient summed over the axes that its batch and positions are divided over."""
     letters = dims.letters(name)
     one_layer = letters.removeprefix("L")
-    apart = set(layout.spec("acts", "B")[0])
+    apart = {axis for axes in layout.spec("acts", "BT") for axis in axes}
     if not _multiplied(config, name):
         # A norm's scale or a bias meets positions where they are, undivided or not.
         apart |= {
@@ -141,6 +141,7 @@ def of_verb(
         return
     if entry.verb == "attend":
         yield from _shared_heads(config, layout, entry)
+        yield from _divided_keys(config, layout, entry)
         return
     terms, output = equations.parse(entry.equation)
     spec = layout.spec("acts", output, entry.name)
@@ -171,6 +172,27 @@ def _shared_heads(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[I
         size = 2 * entry.elements("BSKH") * itemsize * entry.times
         size = size * config.accumulate // layout.over((batch, keys))
         yield Implied("all-reduce", axes, size, "gradient of keys and values")
+
+
+def _divided_keys(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Implied]:
+    """Keys and values of a divided sequence, gathered or going round, and back."""
+    batch, length, _, _ = layout.spec("acts", "BTNH", entry.name)
+    if not length:
+        return
+    heads = layout.spec("acts", "BSKH", entry.name)[2]
+    numbers = 2 * entry.elements("BSKH") * entry.times * config.accumulate
+    numbers //= layout.over((batch, heads))
+    itemsize = jnp.dtype(config.precision).itemsize
+    if layout.mechanism("attend", "gather") == "gather":
+        yield Implied("all-gather", length, numbers * itemsize, "keys and values")
+        yield Implied("reduce-scatter", length, numbers * itemsize, "their gradient")
+        return
+    part = numbers // layout.over((length,))
+    rounds = layout.over((length,)) - 1
+    there = 2 * rounds * part * itemsize  # once forward, and again going backwards
+    yield Implied("collective-permute", length, there, "keys and values go round")
+    back = (rounds + 1) * part * 4
+    yield Implied("collective-permute", length, back, "their gradient, in float32")
 
 
 def _operand_gather(config: RunConfig, layout: Layout, entry: Entry, around: Any):

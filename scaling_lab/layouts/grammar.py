@@ -33,8 +33,8 @@ MEANING: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 #: What may follow a plus sign.
 MODIFIERS: dict[str, str] = {
     "sequence": "activations between blocks divided by position over tensor",
-    "zero1": "optimizer state divided over data",
-    "zero2": "gradients and optimizer state divided over data",
+    "zero1": "optimizer state divided over data (and context)",
+    "zero2": "gradients and optimizer state divided over data (and context)",
     "gather_once": "gathered weights kept for the backward pass",
     "ring": "keys and values go round context, instead of being gathered",
 }
@@ -140,6 +140,11 @@ def _composed(text: str, sizes: Mapping[str, int], modifiers: list[str]) -> Layo
         for table, dims in ((params, stored), (acts, used)):
             for dim in dims:
                 table[dim] = _with_axis(table.get(dim), axis)
+    # Context devices hold the same weights, so what is divided at all is over them too.
+    replicas = [axis for axis in ("data", "context") if axis in sizes]
+    if "context" in sizes and "fsdp" in sizes:
+        params["D"] = _with_axis(params["D"], "context")
+        replicas.remove("context")
     fields: dict[str, Any] = {}
     for word in modifiers:
         if word not in MODIFIERS:
@@ -157,8 +162,10 @@ def _composed(text: str, sizes: Mapping[str, int], modifiers: list[str]) -> Layo
             fields["bind"] = {**fields.get("bind", {}), verb: mechanism}
         else:
             _needs(text, word, "data", sizes)
-            divided = {**params, "D": _with_axis(params.get("D"), "data")}
-            fields["optimizer"] = divided
+            width = params.get("D")
+            for axis in replicas:
+                width = _with_axis(width, axis)
+            fields["optimizer"] = divided = {**params, "D": width}
             if word == "zero2":
                 fields["grads"] = divided
     return Layout(name=text, mesh=sizes, params=params, acts=acts, **fields)

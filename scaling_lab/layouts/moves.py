@@ -154,9 +154,10 @@ def column_axes(
     """
     stored = layout.spec("params", letters, f"{name.rpartition('/')[2]}_{letters}")
     used = layout.spec("acts", letters, name)
-    batch = layout.spec("acts", "BT" + letters[1:], name)[0]
+    batch, length = layout.spec("acts", "BT")
     rows, axes = (*stored, ())[:2]
-    apart = not rows and not any(used) and set(axes) <= set(batch)
+    ordered = (*(a for a in batch if a in axes), *(a for a in length if a in axes))
+    apart = not rows and not any(used) and axes == ordered
     wide = columns // layout.over(stored[1:]) >= take.NARROWEST
     return axes if apart and wide else ()
 

@@ -166,8 +166,8 @@ def _product(equation: str, left: Array, right: Array) -> Array:
 
 def _cut(q_BTNH: Array, k_BSKH: Array, v_BSKU: Array, mask: Mask) -> _Cut:
     groups, width = k_BSKH.shape[2], q_BTNH.shape[-1]
-    blocks = tuple(_block(a.shape[1], mask) for a in (q_BTNH, k_BSKH))
-    known = mask.ordered or mask.q_places_BT is not None
+    blocks = tuple(flash.block(a.shape[1], mask, BLOCK) for a in (q_BTNH, k_BSKH))
+    known = mask.ordered or mask.row is not None
     counts = (q_BTNH.shape[1] // blocks[0], k_BSKH.shape[1] // blocks[1])
     pairs_QS = mask.pairs_QS(*blocks) if known else jnp.ones(counts, bool)
     if mask.blocks is not None:
@@ -189,13 +189,6 @@ def _cut(q_BTNH: Array, k_BSKH: Array, v_BSKU: Array, mask: Mask) -> _Cut:
         pairs_QS,
         mask,
     )
-
-
-def _block(length: int, mask: Mask) -> int:
-    """The widest block that divides a length and has no gap in its places."""
-    whole = length // 2 if mask.q_places_BT is not None else length
-    widest = min(whole, BLOCK)
-    return max(n for n in range(1, widest + 1) if whole % n == 0)
 
 
 def _queries(a_BTNH: Array, block: int, groups: int) -> Array:

@@ -53,7 +53,11 @@ def placed(mask: Mask, own: int, axis: Any) -> Mask:
     chunk_T = jnp.repeat(jnp.stack([index, 2 * shards - 1 - index]), half)
     places_BT = (chunk_T * half + jnp.tile(jnp.arange(half), 2))[None]
     return dataclasses.replace(
-        mask, q_places_BT=places_BT, k_places_BS=places_BT, ordered=False
+        mask,
+        q_places_BT=places_BT,
+        k_places_BS=places_BT,
+        ordered=False,
+        row=own * shards,
     )
 
 

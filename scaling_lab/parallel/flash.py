@@ -68,3 +68,14 @@ def delta(out_BTNU: Array, d_BTNU: Array) -> Array:
     """What softmax's gradient subtracts from every score's, in float32."""
     wide_BTNU = out_BTNU.astype(jnp.float32) * d_BTNU.astype(jnp.float32)
     return rearrange(jnp.sum(wide_BTNU, -1), "b t n -> b n t")
+
+
+def block(length: int, mask: Mask, most: int, multiple: int = 1) -> int:
+    """The widest block that divides a length and has no gap in its places.
+
+    Args:
+      most: at most so wide. multiple: of this. Where there is none, 0.
+    """
+    whole = length // 2 if mask.row is not None else length
+    widths = range(multiple, min(whole, most) + 1, multiple)
+    return max((n for n in widths if whole % n == 0), default=0)

@@ -87,6 +87,7 @@ class Mask:
       blocks: which blocks of the row are seen; ``None`` is all.
       ordered: keys stand in the order of queries (S = T and the array order is the
         causal order), so a kernel may skip blocks without looking at positions.
+      row: positions of the whole row, where these are a part of it; else ``None``.
     """
 
     q_positions_BT: Array
@@ -101,6 +102,7 @@ class Mask:
     chunk: int | None = dataclasses.field(default=None, metadata={"static": True})
     blocks: Blocks | None = dataclasses.field(default=None, metadata={"static": True})
     ordered: bool = dataclasses.field(default=False, metadata={"static": True})
+    row: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     def visible_BTS(self) -> Array:
         """The mask written out: true where a query sees a key."""
@@ -160,6 +162,29 @@ class Mask:
             seen_QS &= self._mapped(q_low, q_high, k_low, k_high)
         return seen_QS
 
+    def whole_QS(self, q_block: int, k_block: int) -> Array:
+        """Which blocks of queries see every key of which blocks of keys.
+
+        Never true where a pair is hidden; false for some blocks where none is. Asked of
+        blocks that `pairs_QS` says meet, and that a block of the map holds whole.
+        """
+        q_T, k_S = self.places()
+        (q_low, q_high), (k_low, k_high) = _ends(q_T, q_block), _ends(k_S, k_block)
+        seen_QS = jnp.ones((q_low.size, k_low.size), bool)
+        if self.causal:
+            seen_QS &= q_low[:, None] >= k_high[None]
+        if self.window is not None:
+            seen_QS &= q_high[:, None] - k_low[None] < self.window
+        if self.q_segments_BT is not None and self.k_segments_BS is not None:
+            (q_first, q_last), (k_first, k_last) = (
+                _ends(self.q_segments_BT, q_block),
+                _ends(self.k_segments_BS, k_block),
+            )
+            least = jnp.minimum(q_first[:, :, None], k_first[:, None])
+            most = jnp.maximum(q_last[:, :, None], k_last[:, None])
+            seen_QS &= jnp.all(least == most, 0)
+        return seen_QS
+
     def _mapped(self, q_low: Array, q_high: Array, k_low: Array, k_high: Array):
         assert self.blocks is not None
         # Summed from the corner, any rectangle of the map is four numbers.
@@ -175,12 +200,16 @@ class Mask:
         return inside - at(bottom + 1, left) + at(top, left) > 0
 
     def density(self) -> float:
-        """Fraction of (query, key) pairs seen, not looking at documents or a prefix."""
+        """Fraction of (query, key) pairs seen, not looking at documents or a prefix.
+
+        Of a part of a row it is the whole row's: parts are cut to be alike.
+        """
         t, s = self.q_positions_BT.shape[1], self.k_positions_BS.shape[1]
+        t, s = (t, s) if self.row is None else (self.row, self.row)
         limits = (self.window, self.chunk, self.blocks)
         if not self.causal and limits == (None, None, None):
             return 1.0
-        if not self.ordered:  # decoding: every written key is seen
+        if not self.ordered and self.row is None:  # decoding: all that is written
             return 1.0
         q_T = np.arange(t)
         last_T = q_T if self.causal else np.full(t, s - 1)

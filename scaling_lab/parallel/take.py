@@ -61,16 +61,21 @@ def sharded_columns(
     is ever whole. It is the all-to-all of DLRM (Naumov et al. 2019, section 3.1).
 
     Args:
-      columns: mesh axes of the table's columns, all of them among those of B.
+      columns: mesh axes of the table's columns: some of B's, then some of T's.
       rows_of: mesh axes of B and of T.
     """
+    dims = [tuple(axis for axis in columns if axis in (own or ())) for own in rows_of]
+    crossed = [(dim, axes) for dim, axes in enumerate(dims) if axes]
 
     def local(table_VD, indices_BT):
-        wanted_BT = jax.lax.all_gather(indices_BT, columns, axis=0, tiled=True)
-        found_BTD = rows(table_VD, wanted_BT)
-        return jax.lax.all_to_all(
-            found_BTD, columns, split_axis=0, concat_axis=2, tiled=True
-        )
+        for dim, axes in crossed:
+            indices_BT = jax.lax.all_gather(indices_BT, axes, axis=dim, tiled=True)
+        found_BTD = rows(table_VD, indices_BT)
+        for dim, axes in reversed(crossed):  # the last axes cut the columns finest
+            found_BTD = jax.lax.all_to_all(
+                found_BTD, axes, split_axis=dim, concat_axis=2, tiled=True
+            )
+        return found_BTD
 
     return jax.shard_map(
         local,

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, SingleDeviceSharding
 from scaling_lab import dims, layouts, models, optimizers
 from scaling_lab.config import RunConfig
 from scaling_lab.layouts import ExplicitPlacement, Placement
-from scaling_lab.parallel import attention, context, cudnn, equations, splash
+from scaling_lab.parallel import attention, context, cudnn, equations, mosaic, splash
 from scaling_lab.train.step import (
     Metrics,
     TrainState,
@@ -108,7 +108,11 @@ def make_placement(config: RunConfig, devices: Any = None) -> Placement:
 def _habits(platform: str) -> dict[str, Any]:
     """The mechanisms of one device that suit a platform."""
     if platform == "tpu":
-        return {"attend_with": splash.attend, "attend_residual": attention.RESIDUAL}
+        return {
+            "attend_with": splash.attend,
+            "attend_kernel": mosaic.KERNEL,
+            "attend_residual": attention.RESIDUAL,
+        }
     if platform in ("gpu", "cuda"):
         return {"attend_with": cudnn.attend}
     if platform == "cpu":  # what suits its caches and Eigen's products
