@@ -50,12 +50,14 @@ def blockwise(
 ) -> Array:
     """Softmax attention, one block of queries at a time, over the keys it can see.
 
-    Keys that causality or the window hides from a whole block are never scored, which
-    halves the work of a causal mask; scores of one block exist at a time. Where the
-    order of keys is not known (decoding), this is `dense`.
+    Keys that causality, the window or the map of blocks hides from a whole block are
+    never scored, which halves the work of a causal mask; scores of one block exist at a
+    time. Where the
+    order of keys is not known (decoding) or the mask has a prefix, this is `dense`.
     """
     t, s, (k, h) = q_BTNH.shape[1], k_BSKH.shape[1], k_BSKH.shape[2:]
-    if not (mask.ordered and mask.causal and t == s and t > block):
+    square = mask.ordered and mask.causal and t == s and t > block
+    if not square or mask.k_prefix_BS is not None:
         return dense(q_BTNH, k_BSKH, v_BSKH, mask)
     # Heads before positions, once, so that every product below is a plain batched one.
     q_BKGTH = rearrange(q_BTNH * h**-0.5, "b t (k g) h -> b k g t h", k=k)
@@ -63,13 +65,12 @@ def blockwise(
     blocks = []
     for start in range(0, t, block):
         queries = slice(start, min(start + block, t))
-        first = 0 if mask.window is None else max(0, start - mask.window + 1)
-        keys = slice(first, queries.stop)
+        keys = _seen(mask, queries)
         blocks.append(
             _block(
                 q_BKGTH[:, :, :, queries],
-                k_BKSH[:, :, keys],
-                v_BKSH[:, :, keys],
+                _joined(k_BKSH, keys, 2),
+                _joined(v_BKSH, keys, 2),
                 _part(mask, queries, keys).visible_BTS(),
             )
         )
@@ -92,16 +93,46 @@ def _block(q_BKGTH: Array, k_BKSH: Array, v_BKSH: Array, visible_BTS: Array) -> 
     return jnp.einsum("BKGTS,BKSH->BKGTH", weights_BKGTS, v_BKSH, precision=precision)
 
 
-def _part(mask: Mask, queries: slice, keys: slice) -> Mask:
-    def cut(array: Array | None, where: slice) -> Array | None:
-        return None if array is None else array[:, where]
+def _seen(mask: Mask, queries: slice) -> list[slice]:
+    """Runs of keys that some of these queries may see."""
+    back = queries.stop if mask.window is None else mask.window - 1
+    first = max(0, queries.start - back)
+    if mask.blocks is None:
+        return [slice(first, queries.stop)]
+    size = mask.blocks.size
+    rows = mask.blocks.seen[queries.start // size : -(-queries.stop // size)]
+    runs: list[slice] = []
+    for block in sorted({block for row in rows for block in row}):
+        start, stop = max(first, block * size), min(queries.stop, (block + 1) * size)
+        if runs and runs[-1].stop == start:
+            runs[-1] = slice(runs[-1].start, stop)
+        elif start < stop:
+            runs.append(slice(start, stop))
+    return runs
 
+
+def _joined(array: Array, runs: list[slice], axis: int) -> Array:
+    parts = [
+        jax.lax.slice_in_dim(array, run.start, run.stop, axis=axis) for run in runs
+    ]
+    return jnp.concatenate(parts, axis) if len(parts) > 1 else parts[0]
+
+
+def _part(mask: Mask, queries: slice, keys: list[slice]) -> Mask:
+    q_T, k_S = (place[None] for place in mask.places())
+
+    def of_keys(array: Array | None) -> Array | None:
+        return None if array is None else _joined(array, keys, 1)
+
+    segments_BT = mask.q_segments_BT
     return dataclasses.replace(
         mask,
         q_positions_BT=mask.q_positions_BT[:, queries],
-        k_positions_BS=mask.k_positions_BS[:, keys],
-        q_segments_BT=cut(mask.q_segments_BT, queries),
-        k_segments_BS=cut(mask.k_segments_BS, keys),
+        k_positions_BS=of_keys(mask.k_positions_BS),
+        q_segments_BT=None if segments_BT is None else segments_BT[:, queries],
+        k_segments_BS=of_keys(mask.k_segments_BS),
+        q_places_BT=q_T[:, queries],
+        k_places_BS=of_keys(k_S),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from scaling_lab.parallel import attention
+from scaling_lab.parallel import attention, chunked
 from scaling_lab.parallel.masks import Mask
 
 Array = jax.Array
@@ -21,9 +21,12 @@ WIDEST, MULTIPLE = 128, 8
 def attend(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask) -> Array:
     """`attention.dense` through cuDNN, where it has a kernel for these arrays.
 
-    In float32, for wider heads, and where keys do not stand in the order of queries
-    (decoding) there is none, and this is `attention.dense`.
+    A map of blocks is followed by `chunked`. In float32, for wider heads, and where
+    keys do not stand in the order of queries (decoding) there is no kernel, and this is
+    `attention.dense`.
     """
+    if mask.blocks is not None and mask.ordered:
+        return chunked.attend(q_BTNH, k_BSKH, v_BSKH, mask)
     if not suits(q_BTNH, k_BSKH, mask):
         return attention.dense(q_BTNH, k_BSKH, v_BSKH, mask)
     window = None if mask.window is None else (mask.window - 1, 0)
@@ -44,7 +47,8 @@ def suits(q_BTNH: Array, k_BSKH: Array, mask: Mask) -> bool:
     fits = width <= WIDEST and width % MULTIPLE == 0
     narrow = q_BTNH.dtype in (jnp.bfloat16, jnp.float16)
     square = q_BTNH.shape[1] == k_BSKH.shape[1]
-    return fits and narrow and square and mask.ordered and mask.causal
+    plain = mask.causal and mask.blocks is None and mask.k_prefix_BS is None
+    return fits and narrow and square and mask.ordered and plain
 
 
 def _documents(mask: Mask) -> Array | None:

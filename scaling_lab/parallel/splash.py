@@ -15,7 +15,7 @@ from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-from scaling_lab.parallel import attention
+from scaling_lab.parallel import attention, mosaic
 from scaling_lab.parallel.masks import Mask
 
 Array = jax.Array
@@ -31,12 +31,15 @@ def attend(
 ) -> Array:
     """`attention.dense` through the splash kernel, forward and backward.
 
-    Where keys do not stand in the order of queries (decoding), or a length is no
-    multiple of `LANES`, the kernel has no form and this is `attention.dense`.
+    A map of blocks is read by `mosaic`. Where keys do not stand in the order of queries
+    (decoding), or a length is no multiple of `LANES`, neither has a form and this is
+    `attention.dense`.
 
     Args:
       interpret: run the kernel's program without a TPU, slowly and exactly.
     """
+    if mask.blocks is not None and mosaic.suits(q_BTNH, k_BSKH, mask):
+        return mosaic.attend(q_BTNH, k_BSKH, v_BSKH, mask)
     if not suits(q_BTNH, k_BSKH, mask):
         out_BTNH = attention.dense(q_BTNH, k_BSKH, v_BSKH, mask)
         return checkpoint_name(out_BTNH, attention.RESIDUAL)
@@ -56,7 +59,8 @@ def attend(
 def suits(q_BTNH: Array, k_BSKH: Array, mask: Mask) -> bool:
     """Whether the kernel has a form for these shapes under this mask."""
     queries, keys = q_BTNH.shape[1], k_BSKH.shape[1]
-    return mask.ordered and mask.causal and queries == keys and queries % LANES == 0
+    plain = mask.causal and mask.blocks is None and mask.k_prefix_BS is None
+    return plain and mask.ordered and queries == keys and queries % LANES == 0
 
 
 def _static(mask: Mask, length: int) -> splash.Mask:

@@ -1,0 +1,215 @@
+"""Every kernel and every way over divided sequences against attention written out."""
+
+import dataclasses
+import functools
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as some
+from jax.sharding import AxisType, Mesh, PartitionSpec
+
+from scaling_lab.parallel import attention, chunked, context, flash, masks, mosaic
+
+LENGTH, BLOCK = 128, 16
+#: Documents of two rows; none ends where a shard or a block does.
+DOCUMENTS = ((50, 78), (101, 3, 24))
+INTERPRETED = flash.Kernel(
+    functools.partial(mosaic.forward, interpret=True),
+    functools.partial(mosaic.backward, interpret=True),
+)
+
+
+def packed(documents=DOCUMENTS):
+    positions = [np.concatenate([np.arange(n) for n in row]) for row in documents]
+    segments = [np.repeat(np.arange(len(row)), row) for row in documents]
+    return {
+        "positions_BT": jnp.asarray(np.stack(positions)),
+        "segments_BT": jnp.asarray(np.stack(segments)),
+    }
+
+
+def some_blocks(size, length=LENGTH, seed=0):
+    count = length // size
+    seen = np.random.default_rng(seed).random((count, count)) > 0.5
+    return masks.Blocks.of(size, seen | np.eye(count, dtype=bool))
+
+
+def mask_of(kind, batch, size=BLOCK):
+    causal = masks.causal_mask(batch)
+    early = batch["positions_BT"] < 10
+    length = early.shape[1]
+    return {
+        "causal": lambda: causal,
+        "full": lambda: dataclasses.replace(causal, causal=False),
+        "window": lambda: masks.causal_mask(batch, window=20),
+        "wide window": lambda: masks.causal_mask(batch, window=70),
+        "chunks": lambda: masks.chunked(causal, 24),
+        "prefix": lambda: dataclasses.replace(causal, k_prefix_BS=early),
+        "blocks": lambda: masks.causal_mask(batch, blocks=some_blocks(size, length)),
+    }[kind]()
+
+
+KINDS = ("causal", "full", "window", "wide window", "chunks", "prefix", "blocks")
+
+
+def arrays(length=LENGTH, heads=4, kv_heads=2, width=8, value=8, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = ((heads, width), (kv_heads, width), (kv_heads, value), (heads, value))
+    return [
+        jax.random.normal(key, (2, length, *shape), dtype)
+        for key, shape in zip(keys, shapes, strict=True)
+    ]
+
+
+def result_and_gradients(attend, mask, q, k, v, d):
+    out, back = jax.vjp(lambda q, k, v: attend(q, k, v, mask), q, k, v)
+    return out, *back(d)
+
+
+def same(found, wanted, bound):
+    for left, right in zip(found, wanted, strict=True):
+        error = np.linalg.norm(np.asarray(left, np.float32) - right)
+        assert error <= bound * np.linalg.norm(np.asarray(right, np.float32))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("attend", [attention.blockwise, chunked.attend])
+def test_a_kernel_is_attention(attend, kind, monkeypatch):
+    monkeypatch.setattr(chunked, "BLOCK", BLOCK)
+    if attend is attention.blockwise:
+        attend = functools.partial(attend, block=BLOCK)
+    given = arrays(value=6)
+    mask = mask_of(kind, packed())
+    wanted = result_and_gradients(attention.dense, mask, *given)
+    same(result_and_gradients(attend, mask, *given), wanted, 1e-5)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "prefix"])
+def test_the_kernel_for_tpus_is_attention(kind, monkeypatch):
+    monkeypatch.setattr(mosaic, "Q_BLOCK", 256)
+    monkeypatch.setattr(mosaic, "K_BLOCK", 128)
+    given = arrays(length=512, width=64, value=32)
+    mask = mask_of(kind, packed(((200, 312), (401, 11, 100))), 128)
+    assert mosaic.suits(*given[:2], mask)
+    attend = functools.partial(flash.attend, INTERPRETED)
+    wanted = result_and_gradients(attention.dense, mask, *given)
+    same(result_and_gradients(attend, mask, *given), wanted, 1e-5)
+
+
+def test_decoding_and_a_prefix_are_not_for_the_kernel_of_tpus():
+    q, k, _, _ = arrays(length=256)
+    batch = packed(((256,), (256,)))
+    assert mosaic.suits(q, k, masks.causal_mask(batch))
+    unordered = dataclasses.replace(masks.causal_mask(batch), ordered=False)
+    assert not mosaic.suits(q, k, unordered)
+    assert not mosaic.suits(q, k, mask_of("prefix", batch))
+    assert not mosaic.suits(q[:, :100], k[:, :100], masks.causal_mask(batch))
+
+
+# --- Divided sequences
+
+
+def spread(mechanism, shards, kernel=chunked.KERNEL):
+    mesh = Mesh(
+        np.array(jax.devices()[:shards]), ("context",), axis_types=(AxisType.Auto,)
+    )
+    rows = PartitionSpec(None, "context")
+    attend = functools.partial(context.MECHANISMS[mechanism], kernel, "context")
+    return jax.shard_map(
+        attend, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False
+    )
+
+
+def turned(tree, order):
+    return jax.tree.map(lambda a: a[:, order], tree)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shards", [2, 4])
+@pytest.mark.parametrize("mechanism", list(context.MECHANISMS))
+def test_divided_sequences_attend_as_whole_ones(mechanism, shards, kind, monkeypatch):
+    """Documents cross the shards, and a window is wider than one."""
+    monkeypatch.setattr(chunked, "BLOCK", BLOCK // 2)
+    given, batch = arrays(kv_heads=1, value=6), packed()
+    order = context.zigzag(LENGTH, shards)
+    wanted = result_and_gradients(attention.dense, mask_of(kind, batch), *given)
+    attend = jax.jit(functools.partial(result_and_gradients, spread(mechanism, shards)))
+    found = attend(mask_of(kind, turned(batch, order)), *turned(given, order))
+    same(found, turned(wanted, order), 1e-5)
+
+
+@pytest.mark.parametrize("mechanism", list(context.MECHANISMS))
+def test_divided_sequences_in_bfloat16(mechanism):
+    """Within 2 % of float32: products round to 8 bits, sums are kept in float32."""
+    narrow, batch = arrays(dtype=jnp.bfloat16), packed()
+    wide = [a.astype(jnp.float32) for a in narrow]
+    order = context.zigzag(LENGTH, 4)
+    wanted = result_and_gradients(attention.dense, masks.causal_mask(batch), *wide)
+    attend = jax.jit(functools.partial(result_and_gradients, spread(mechanism, 4)))
+    mask = masks.causal_mask(turned(batch, order))
+    found = attend(mask, *turned(narrow, order))
+    assert found[0].dtype == jnp.bfloat16
+    same(found, turned(wanted, order), 2e-2)
+
+
+@pytest.mark.parametrize("mechanism", list(context.MECHANISMS))
+def test_divided_sequences_in_the_kernel_for_tpus(mechanism, monkeypatch):
+    monkeypatch.setattr(mosaic, "Q_BLOCK", 128)
+    monkeypatch.setattr(mosaic, "K_BLOCK", 128)
+    length = 512
+    given, batch = arrays(length), packed(((200, 312), (401, 11, 100)))
+    order = context.zigzag(length, 2)
+    wanted = result_and_gradients(attention.dense, masks.causal_mask(batch), *given)
+    attend = spread(mechanism, 2, INTERPRETED)
+    attend = jax.jit(functools.partial(result_and_gradients, attend))
+    found = attend(masks.causal_mask(turned(batch, order)), *turned(given, order))
+    same(found, turned(wanted, order), 1e-5)
+
+
+def test_zigzag_gives_every_shard_as_many_pairs():
+    length, shards = 64, 4
+    order = context.zigzag(length, shards)
+    assert sorted(order) == list(range(length))
+    pairs = (order + 1).reshape(shards, -1).sum(1)
+    assert len(set(pairs)) == 1
+    with pytest.raises(ValueError, match="use a multiple of 8"):
+        context.zigzag(length + 4, shards)
+
+
+# --- Masks
+
+
+@hypothesis.given(
+    kind=some.sampled_from(KINDS),
+    cuts=some.lists(some.integers(1, 63), min_size=0, max_size=4, unique=True),
+    sides=some.tuples(*[some.sampled_from([2, 4, 8, 16])] * 2),
+)
+@hypothesis.settings(max_examples=40, deadline=None)
+def test_no_block_with_a_visible_pair_is_skipped(kind, cuts, sides):
+    lengths = np.diff([0, *sorted(cuts), 64])
+    mask = mask_of(kind, packed((tuple(lengths),)))
+    rows, columns = sides
+    apart = np.asarray(mask.visible_BTS()).reshape(
+        1, 64 // rows, rows, 64 // columns, columns
+    )
+    meet, whole = mask.pairs_QS(*sides), mask.whole_QS(*sides)
+    assert not np.any(apart.any((0, 2, 4)) & ~np.asarray(meet))
+    if kind not in ("prefix", "blocks"):
+        assert not np.any(np.asarray(whole) & ~apart.all((0, 2, 4)))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "prefix"])
+def test_density_is_the_share_of_pairs(kind):
+    mask = mask_of(kind, packed(((LENGTH,), (LENGTH,))))
+    counted = float(np.mean(np.asarray(mask.visible_BTS())))
+    assert mask.density() == pytest.approx(counted, rel=1e-6)
+
+
+def test_a_block_map_that_cannot_be():
+    with pytest.raises(ValueError, match="square"):
+        masks.Blocks.of(4, np.ones((2, 3)))
+    with pytest.raises(ValueError, match="block 1 does not see itself"):
+        masks.Blocks.of(4, [[1, 0], [1, 0]])
