@@ -155,10 +155,13 @@ def _call(
     if mask.q_segments_BT is not None and mask.k_segments_BS is not None:
         documents = (mask.q_segments_BT[:, None], mask.k_segments_BS[:, :, None])
     q_BTNH = q_BTNH * q_BTNH.shape[-1] ** -0.5
-    arrays = tuple(rearrange(a, "b t n h -> b n t h") for a in (q_BTNH, k_BSKH, v_BSKU))
+    q_BNTH, k_BKSH, v_BKSU = (
+        rearrange(a, "b t n h -> b n t h") for a in (q_BTNH, k_BSKH, v_BSKU)
+    )
     batch, queries, heads, _ = q_BTNH.shape
     pairs = batch * heads * queries * k_BSKH.shape[1] * mask.density()
     meets = bodies.Meets(kinds_QS, *starts)
+    arrays = (q_BNTH, k_BKSH, v_BKSU)
     return _Call(plan, meets, arrays, documents, interpret, pairs)
 
 
