@@ -117,8 +117,8 @@ def backward(
         keys_first=True,
     )
     dq_BTNH = rearrange(dq_BNTH, "b n t h -> b t n h") * width**-0.5
-    found = (rearrange(a, "b k s h -> b s k h") for a in (dk_BKSH, dv_BKSU))
-    return (dq_BTNH, *found)
+    dk_BSKH, dv_BSKU = (rearrange(a, "b k s h -> b s k h") for a in (dk_BKSH, dv_BKSU))
+    return dq_BTNH, dk_BSKH, dv_BSKU
 
 
 KERNEL = flash.Kernel(forward, backward)
