@@ -108,14 +108,12 @@ def test_every_candidate_is_legal_one_by_one():
 def test_nothing_legal_is_left_out():
     """Of the trained axes: every mesh that `layouts.check` allows is a candidate."""
     asked = question(target="tpu-v5p:2x2x4", axes=TRAINED, batch=16)
-    found = {
-        (row["data"], row["fsdp"], row["tensor"]) for row in rows(candidates(asked))
-    }
+    found = {tuple(row[axis] for axis in TRAINED) for row in rows(candidates(asked))}
     expected = set()
-    for data, fsdp, tensor in itertools.product((1, 2, 4, 8, 16), repeat=3):
-        if data * fsdp * tensor != 16:
+    for mesh in itertools.product((1, 2, 4, 8, 16), repeat=len(TRAINED)):
+        if math.prod(mesh) != 16:
             continue
-        text = f"data={data},fsdp={fsdp},tensor={tensor}"
+        text = ",".join(f"{a}={n}" for a, n in zip(TRAINED, mesh, strict=True))
         config = RunConfig(
             asked.shape.config,
             layouts.parse(text),
@@ -127,7 +125,7 @@ def test_nothing_legal_is_left_out():
             validate(config)
         except layouts.IllegalLayout:
             continue
-        expected.add((data, fsdp, tensor))
+        expected.add(mesh)
     assert found == expected
     assert len(found) > 10
 
@@ -378,7 +376,7 @@ def test_what_cannot_be_compiled_says_why(tmp_path):
     untrained = dataclasses.replace(
         found, choices=tuple(c for c in found.choices if not c.trained)
     )
-    with pytest.raises(ValueError, match="--axes data,fsdp,tensor"):
+    with pytest.raises(ValueError, match="--axes data,fsdp,context,tensor"):
         plan.confirm(untrained, 1, compiler([])[0])
     shape = huggingface.read(MIXTRAL)
     asked = Question(shape, parse_target("h100:2x8"), 64, 4096, axes=TRAINED)

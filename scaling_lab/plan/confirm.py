@@ -11,11 +11,13 @@ from scaling_lab.config.validate import PRECISIONS
 from scaling_lab.layouts import parse
 from scaling_lab.optimizers import OptimizerConfig
 from scaling_lab.plan.answer import Choice, Plan, answered
+from scaling_lab.plan.candidates import TRAINED
 from scaling_lab.plan.question import Question
 from scaling_lab.record import RunRecord
 
 #: Compiles that may end badly for every one that is asked for.
 PATIENCE = 2
+_AXES = ",".join(TRAINED)
 
 
 def config_of(question: Question, choice: Choice) -> RunConfig:
@@ -33,7 +35,7 @@ def config_of(question: Question, choice: Choice) -> RunConfig:
     if not choice.trained:
         raise ValueError(
             f"layout {choice.layout}: runs are trained and compiled here over "
-            "data,fsdp,tensor; plan within them with --axes data,fsdp,tensor"
+            f"{_AXES}; plan within them with --axes {_AXES}"
         )
     if question.precision not in PRECISIONS:
         raise ValueError(
@@ -102,7 +104,7 @@ def confirm(
     if not heard:
         raise ValueError(
             "nothing of this plan can be compiled: runs are trained here over "
-            "data,fsdp,tensor; plan within them with --axes data,fsdp,tensor"
+            f"{_AXES}; plan within them with --axes {_AXES}"
         )
     choices = [_with(choice, heard.get(choice.index)) for choice in found.choices]
     refused = [choice for choice in heard.values() if not choice.confirmed]
