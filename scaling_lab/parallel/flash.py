@@ -74,8 +74,10 @@ def block(length: int, mask: Mask, most: int, multiple: int = 1) -> int:
     """The widest block that divides a length and has no gap in its places.
 
     Args:
-      most: at most so wide. multiple: of this. Where there is none, 0.
+      most: at most so wide, and no wider than a block of the mask's map. multiple: of
+        this. Where there is none, 0.
     """
+    most = most if mask.blocks is None else min(most, mask.blocks.size)
     whole = length // 2 if mask.row is not None else length
     widths = range(multiple, min(whole, most) + 1, multiple)
     return max((n for n in widths if whole % n == 0), default=0)

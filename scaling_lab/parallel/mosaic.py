@@ -131,11 +131,11 @@ def attend(q_BTNH: Array, k_BSKH: Array, v_BSKU: Array, mask: Mask) -> Array:
 
 def _sides(q_BTNH: Array, k_BSKH: Array, mask: Mask) -> tuple[int, int]:
     """Sides of a block of scores, within one of the map; 0 where there is none."""
-    most = mask.blocks.size if mask.blocks else Q_BLOCK
 
-    def side(array: Array, widest: int) -> int:
-        found = flash.block(array.shape[1], mask, min(widest, most), LANES)
-        return 0 if found == 0 or (mask.blocks and most % found) else found
+    def side(array: Array, most: int) -> int:
+        found = flash.block(array.shape[1], mask, most, LANES)
+        whole = not (found and mask.blocks) or mask.blocks.size % found == 0
+        return found if whole else 0
 
     return side(q_BTNH, Q_BLOCK), side(k_BSKH, K_BLOCK)
 
