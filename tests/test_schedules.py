@@ -65,7 +65,9 @@ def test_zero_bubble_h1_leaves_a_third(stages, more):
 @settings(max_examples=30, deadline=None)
 @given(stages=STAGES, microbatches=PARTS, costs=st.tuples(COST, COST, COST))
 def test_zero_bubble_is_never_slower(stages, microbatches, costs):
-    named = dict(zip(("forward", "input_gradient", "weight_gradient"), costs))
+    named = dict(
+        zip(("forward", "input_gradient", "weight_gradient"), costs, strict=True)
+    )
     slow = run("1f1b", stages, microbatches, **named).seconds
     assert run("zb_h1", stages, microbatches, **named).seconds <= slow + 1e-9
 

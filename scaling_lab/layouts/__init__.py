@@ -9,6 +9,7 @@ from scaling_lab.layouts.grammar import names, parse
 from scaling_lab.layouts.legality import check, fit_kv_heads
 from scaling_lab.layouts.mesh import make_mesh
 from scaling_lab.layouts.placement import Placement
+from scaling_lab.layouts.stages import fit_stages, stages_of, virtual_of
 from scaling_lab.layouts.tables import IllegalLayout, Layout, Spec
 
 __all__ = [
@@ -19,7 +20,10 @@ __all__ = [
     "Spec",
     "check",
     "fit_kv_heads",
+    "fit_stages",
     "make_mesh",
     "names",
     "parse",
+    "stages_of",
+    "virtual_of",
 ]
