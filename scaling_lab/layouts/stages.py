@@ -11,9 +11,10 @@ import jax
 from jax.sharding import NamedSharding
 
 from scaling_lab import dims
+from scaling_lab.layouts.legality import divisors
 from scaling_lab.layouts.mesh import partition
 from scaling_lab.layouts.moves import Moves, gather
-from scaling_lab.layouts.tables import Layout, Table
+from scaling_lab.layouts.tables import IllegalLayout, Layout, Table
 from scaling_lab.parallel import chunks, pipeline, stack
 from scaling_lab.parallel.verbs import Batch, Segment
 
@@ -62,6 +63,66 @@ def fit_stages(layout: Layout, depths: Sequence[int], vocabulary: int) -> Layout
             for kind, table in tables.items()
         }
     return dataclasses.replace(layout, **tables)
+
+
+def passes(layout: Layout, microbatches: int) -> float:
+    """How often in a pass a device does as much as all layers on one microbatch.
+
+    Without stages once for every microbatch; of a pipeline idle stages work as well.
+    """
+    stages, virtual = stages_of(layout), virtual_of(layout)
+    return (microbatches * virtual + stages - 1) / (stages * virtual)
+
+
+def check_stages(layout: Layout, layers: int, batch: int, microbatches: int) -> None:
+    """Raises unless a pipeline of these stages can be, and keeps most of them busy.
+
+    Args:
+      layers: of the model. batch: of a step, in sequences, of all microbatches.
+
+    Raises:
+      IllegalLayout: what is too few or too many, and the nearest that is not.
+    """
+    stages, virtual = stages_of(layout), virtual_of(layout)
+    if stages == 1:
+        return
+    if layers < stages:
+        raise IllegalLayout(
+            f"layout {layout.name!r}: stage={stages} is more than the L={layers} "
+            f"layers, and a stage without one would do nothing; nearest stage: {layers}"
+        )
+    if layers % (stages * virtual) and virtual > 1:
+        near = [n for n in range(2, layers + 1) if layers % (stages * n) == 0]
+        near.sort(key=lambda n: abs(n - virtual))
+        hint = (
+            f"nearest interleaved: {', '.join(map(str, sorted(near[:2])))}"
+            if near
+            else "leave +interleaved out: one chunk a stage may be uneven"
+        )
+        raise IllegalLayout(
+            f"layout {layout.name!r}: L={layers} layers do not divide into stage="
+            f"{stages} × interleaved={virtual} chunks of as many; {hint}"
+        )
+    grouped = stages if virtual > 1 else 1
+    if microbatches < stages or microbatches % grouped:
+        legal = [n for n in divisors(batch) if n >= stages and n % grouped == 0]
+        legal.sort(key=lambda n: abs(n - microbatches))
+        near = (
+            f"nearest --accumulate for batch={batch}: {', '.join(map(str, legal[:2]))}"
+            if legal
+            else f"use a batch that {stages} divides, with --accumulate {stages}"
+        )
+        share = (stages - 1) / (microbatches * virtual + stages - 1)
+        raise IllegalLayout(
+            f"layout {layout.name!r}: {microbatches} microbatches (accumulate) "
+            + (
+                f"for stage={stages} leave stages idle {share:.0%} of the time"
+                if microbatches < stages
+                else f"are not made of groups of stage={stages}, in which interleaved "
+                "stages take them"
+            )
+            + f"; {near}"
+        )
 
 
 _KINDS = ("params", "acts", "grads", "optimizer")
