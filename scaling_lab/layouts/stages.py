@@ -205,12 +205,16 @@ def _arranged(
 ) -> Array:
     """A stacked weight with every stage's layers on that stage; its gradient back.
 
-    The gradient goes to where it rests before it is put in the order of layers, so that
-    no stage holds the others' in between.
+    The gradient adds up on its stage, once for all ticks, and goes to where it rests
+    before it is put in the order of layers: no stage holds the others' in between.
     """
+
+    def arranged(first: Any, spec: Any) -> NamedSharding:
+        return NamedSharding(plan.mesh, partition((first, (), (), *spec[1:])))
+
     letters = dims.letters(name)
-    used = ((AXIS,), (), (), *inner.layout.spec("params", letters, name)[1:])
-    layers, *rest = place.layout.spec("grads", letters, name)
-    specs = (partition(spec) for spec in (used, (layers, (), (), *rest)))
-    arranged = chunks.arrange(plan, array)
-    return gather(arranged, *(NamedSharding(plan.mesh, spec) for spec in specs))
+    used = arranged((AXIS,), inner.layout.spec("params", letters, name))
+    adds_up = arranged((AXIS,), inner.layout.spec("grads", letters, name))
+    rests = place.layout.spec("grads", letters, name)
+    array = gather(chunks.arrange(plan, array), used, arranged(rests[0], rests))
+    return gather(array, used, adds_up)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scaling_lab.parallel import schedules, stack
+from scaling_lab.parallel import stack
 from scaling_lab.parallel.verbs import Batch
 
 Array = jax.Array
@@ -99,9 +99,15 @@ def arrange(plan: Plan, array: Array) -> Array:
     return taken.reshape(plan.stages, plan.virtual, plan.longest, *rest)
 
 
+def _sizes(plan: Plan) -> np.ndarray:
+    """Layers of every chunk, in order; none where a segment has fewer than stages."""
+    chunk = np.arange(plan.stages * plan.virtual)
+    return plan.depth // len(chunk) + (chunk < plan.depth % len(chunk))
+
+
 def _numbers(plan: Plan) -> np.ndarray:
     """For every stage, chunk and place in it the number of its layer."""
-    sizes = schedules.layers_of(plan.stages * plan.virtual, plan.depth)
+    sizes = _sizes(plan)
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     number = starts[:, None] + np.arange(plan.longest)
     number = number.reshape(plan.virtual, plan.stages, plan.longest)
@@ -112,8 +118,7 @@ def exists(plan: Plan) -> np.ndarray:
     """Whether there is a layer at a stage, chunk and place in it."""
     if plan.even:
         return np.ones((plan.stages, plan.virtual, plan.longest), bool)
-    sizes = np.array(schedules.layers_of(plan.stages * plan.virtual, plan.depth))
-    exists = np.arange(plan.longest) < sizes[:, None]
+    exists = np.arange(plan.longest) < _sizes(plan)[:, None]
     return exists.reshape(plan.virtual, plan.stages, -1).swapaxes(0, 1)
 
 
