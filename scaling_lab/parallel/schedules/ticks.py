@@ -12,6 +12,9 @@ from scaling_lab.parallel.schedules.simulator import (
 )
 from scaling_lab.parallel.schedules.tasks import Schedule, Task
 
+#: Cells of a picture's line; shorter tasks than that share one.
+MOST_CELLS = 400
+
 
 class Ticks(NamedTuple):
     """Forward tasks by tick and stage; ``None`` where a stage has nothing to do."""
@@ -71,10 +74,12 @@ def text(timeline: Timeline, width: int = 120) -> str:
     """A picture in letters: a line a stage, time to the right, a dot where it waits.
 
     A task stands with its microbatch's number (and its chunk as a letter, where there
-    are several); what it does shows where it begins. A cell is the shortest task.
+    are several); what it does shows where it begins. A cell is the shortest task, if
+    that does not make too many.
     """
     spans = [span for own in timeline.spans for span in own]
-    cell = min(s.end - s.start for s in spans if s.end > s.start)
+    shortest = min(s.end - s.start for s in spans if s.end > s.start)
+    cell = max(shortest, timeline.seconds / MOST_CELLS)
     wide = max(len(_label(timeline, span.task)) for span in spans) + 1
     most = max(1, (width - 10) // wide)
     columns = round(timeline.seconds / cell)
