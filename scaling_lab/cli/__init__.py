@@ -8,7 +8,16 @@ import warnings
 
 from rich.console import Console
 
-from scaling_lab.cli import compile, diff, plan, predict, show, sweep, train
+from scaling_lab.cli import (
+    compile,
+    diff,
+    plan,
+    predict,
+    schedule,
+    show,
+    sweep,
+    train,
+)
 
 VERBS = {
     "train": train.train,
@@ -20,6 +29,7 @@ VERBS = {
     "diff": diff.diff,
     "predict": predict.predict,
     "plan": plan.plan,
+    "schedule": schedule.schedule,
     "calibrate": predict.calibrate,
     "layouts": show.layouts,
     "models": show.models,

@@ -89,12 +89,12 @@ def _summary(done: Any, out: Path, say: Console) -> None:
 
 
 def _one(asked: dict[str, Any], eff: Any, as_json: bool) -> int:
-    from scaling_lab.config import configure
+    from scaling_lab.config import configure, validate
     from scaling_lab.cost.predict import predict as price
-    from scaling_lab.cost.runs import check, points_of
+    from scaling_lab.cost.runs import points_of
 
     config = configure(**asked, devices=local_devices(asked["target"]))
-    check(config)
+    validate(config)
     found = price(points_of([config]), eff)
     chip = config.parsed_target().chip
     limit = chip.device_hbm_bytes if chip is not None else None

@@ -13,7 +13,7 @@ import jax
 from scaling_lab import dims, models, record
 from scaling_lab.data import DataConfig
 from scaling_lab.hardware import Target, parse_target
-from scaling_lab.layouts import Layout, fit_kv_heads
+from scaling_lab.layouts import Layout, fit_kv_heads, fit_stages
 from scaling_lab.models.ops import RopeScaling
 from scaling_lab.names import one_of
 from scaling_lab.optimizers import OptimizerConfig
@@ -82,8 +82,17 @@ class RunConfig:
 
     @functools.cached_property
     def placed_layout(self) -> Layout:
-        """The layout after the exception for few key-value heads."""
-        return fit_kv_heads(self.layout, self.dim_sizes)
+        """The layout after the exceptions for few key-value heads and for stages."""
+        layout = fit_kv_heads(self.layout, self.dim_sizes)
+        return fit_stages(layout, self.depths, self.model.V)
+
+    @property
+    def depths(self) -> list[int]:
+        """Layers of every stack of parameters that the model has."""
+        leaves = dims.leaves(self.abstract_params).items()
+        names = [(path.rpartition("/")[2], leaf.shape) for path, leaf in leaves]
+        found = {s[0] for n, s in names if dims.letters(n).startswith("L")}
+        return sorted(found)
 
     @functools.cached_property
     def abstract_params(self) -> dict[str, Any]:

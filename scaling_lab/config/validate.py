@@ -6,7 +6,7 @@ from typing import Any
 
 from scaling_lab import dims
 from scaling_lab.config.run import RunConfig
-from scaling_lab.layouts import check
+from scaling_lab.layouts import IllegalLayout, check, check_stages, stages_of
 from scaling_lab.names import one_of
 from scaling_lab.optimizers import make
 
@@ -46,6 +46,7 @@ def validate(config: RunConfig, devices: int | None = None) -> None:
         )
     _check_widths(config.model)
     make(config.optimizer, config.steps)
+    _check_stages(config)
     target = config.parsed_target()
     shapes = {p: x.shape for p, x in dims.leaves(config.abstract_params).items()}
     check(
@@ -97,6 +98,16 @@ def _check_parts(whole: str, size: int, part: str, parts: int) -> None:
         f"{whole}={size} does not divide into {part}={parts} equal parts; nearest "
         f"{part}: {', '.join(map(str, near[:3]))}"
     )
+
+
+def _check_stages(config: RunConfig) -> None:
+    layout = config.layout
+    if stages_of(layout) > 1 and config.axis_type == "explicit":
+        raise IllegalLayout(
+            f"layout {layout.name!r}: stages are divided by the compiler, which leaves "
+            "explicit axes alone; use --axis-type auto"
+        )
+    check_stages(layout, config.model.L, config.batch, config.accumulate)
 
 
 def _check_widths(model: Any) -> None:

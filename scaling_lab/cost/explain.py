@@ -14,7 +14,7 @@ from scaling_lab.config import RunConfig, validate
 from scaling_lab.cost import traffic
 from scaling_lab.cost.ledger import record
 from scaling_lab.cost.traffic import Implied
-from scaling_lab.layouts import Layout, Spec
+from scaling_lab.layouts import Layout, Spec, stages_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +145,8 @@ def _activations(config: RunConfig, layout: Layout) -> Iterator[Row]:
         spec = layout.spec("acts", entry.output, entry.name)
         elements = entry.elements(entry.output)
         held = elements * itemsize * entry.times // layout.over(spec)
+        if entry.times > 1:
+            held //= stages_of(layout)
         yield Row(
             "activation",
             entry.name,

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from scaling_lab import dims
-from scaling_lab.config import RunConfig, validate
+from scaling_lab.config import RunConfig
 from scaling_lab.cost import activations
 from scaling_lab.cost.flops import parameters, recomputed
 from scaling_lab.cost.ledger import record
 from scaling_lab.cost.machines import machine_columns, peak_of
 from scaling_lab.cost.points import PRECISIONS, REMATS, SCHEDULES, STACKS, Points
 from scaling_lab.hardware import Chip, chip
-from scaling_lab.layouts import Layout
+from scaling_lab.layouts import Layout, virtual_of
 
 #: Bytes of optimizer state of one parameter, in float32; there is no master copy.
 STATE_BYTES = {"adamw": 8.0, "lion": 4.0, "muon": 4.0, "adafactor": 0.1}
@@ -32,29 +31,6 @@ def points_of(configs: Sequence[RunConfig], local: Chip | None = None) -> Points
       ValueError: no config at all.
     """
     return Points.concat([_point(config, local) for config in configs])
-
-
-def check(config: RunConfig) -> None:
-    """Raises unless a run can be priced: `validate`'s laws, and those of the axis
-    ``stage``, which is priced though nothing is trained over it yet.
-
-    Raises:
-      ValueError: what is wrong, and what would do.
-    """
-    mesh, devices = config.layout.mesh, config.parsed_target().devices
-    stage = mesh.get("stage", 1)
-    if devices is not None and devices != config.layout.devices:
-        return validate(config)
-    if config.model.L < stage:
-        raise ValueError(f"stage={stage} is more than the L={config.model.L} layers")
-    if config.accumulate < stage:
-        raise ValueError(
-            f"stage={stage} with {config.accumulate} microbatches leaves stages idle; "
-            f"use --accumulate {stage} or more"
-        )
-    rest = {axis: n for axis, n in mesh.items() if axis != "stage"}
-    layout = dataclasses.replace(config.layout, mesh=rest or {"data": 1})
-    validate(dataclasses.replace(config, layout=layout), layout.devices)
 
 
 def _point(config: RunConfig, local: Chip | None) -> Points:
@@ -95,10 +71,11 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
         "zero_stage": _zero(layout),
         "sequence_parallel": float("T" in dict(layout.acts.get("BTD") or {})),
         "stage": layout.mesh.get("stage", 1),
-        "virtual_stages": 1,
+        "virtual_stages": virtual_of(layout),
         "context": layout.mesh.get("context", 1),
         "expert": 1,
-        "schedule": SCHEDULES.index("1f1b"),
+        # Both run every forward pass before any backward pass, and hold all of them.
+        "schedule": SCHEDULES.index("gpipe"),
         "overlap": 0,
         "precision": PRECISIONS.index(config.precision),
         "flops_per_second": peak / found.devices_per_chip,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from scaling_lab import dims
 from scaling_lab.config import RunConfig
 from scaling_lab.cost.ledger import Entry, record
-from scaling_lab.layouts import Layout, Spec
+from scaling_lab.layouts import Layout, Spec, passes, stages_of, virtual_of
 from scaling_lab.layouts.moves import column_axes
 from scaling_lab.parallel import equations
 
@@ -39,14 +39,17 @@ def of_parameter(
     used = layout.spec("acts", letters.removeprefix("L"), name)
     used = ((),) + used if letters.startswith("L") else used
     apart = _missing(stored, used)
+    if letters.startswith("L") and "stage" in apart:
+        yield from _to_stages(layout, letters, stored, elements)
+        apart = tuple(axis for axis in apart if axis != "stage")
     uses = _whole_uses(config, layout, name)
     if apart and uses:
         itemsize = jnp.dtype(config.precision).itemsize
         again = layout.gather == "layer" and letters.startswith("L")
-        passes = config.accumulate * (2 if again else uses)
+        times = _times(config, layout, letters[0] == "L") * (2 if again else uses)
         size = elements * itemsize // layout.over(used)
         why = "gathered where it is used" + (", twice" if again else "")
-        yield Implied("all-gather", apart, passes * size, why)
+        yield Implied("all-gather", apart, round(times * size), why)
     updated = layout.spec("optimizer", letters, name)
     apart = _missing(updated, stored)
     if apart:
@@ -75,17 +78,15 @@ def of_gradient(
     partial = tuple(axis for axis in layout.mesh if axis in apart)
     # It is reduced in the precision it was computed in, and widened where it rests.
     held = size * jnp.dtype(config.precision).itemsize // 4 // layout.over(own)
-    held *= max(uses, 1)
+    held = round(held * max(uses, 1) * _times(config, layout, letters[0] == "L"))
     reduced = {axis for axes in layout.spec("grads", letters, name) for axis in axes}
     scattered = tuple(axis for axis in partial if axis in reduced)
     summed = tuple(axis for axis in partial if axis not in reduced)
     if scattered:
-        yield Implied(
-            "reduce-scatter", scattered, held * config.accumulate, "summed and divided"
-        )
+        yield Implied("reduce-scatter", scattered, held, "summed and divided")
         held //= layout.over((scattered,))
     if summed:
-        yield Implied("all-reduce", summed, held * config.accumulate, "summed")
+        yield Implied("all-reduce", summed, held, "summed")
 
 
 def _whole_uses(config: RunConfig, layout: Layout, name: str) -> int:
@@ -126,6 +127,8 @@ def of_verb(
     Each has its mirror in the backward pass: a sum's gradient is gathered or copied, a
     gather's is summed and divided.
     """
+    if entry.ends and stages_of(layout) > 1:
+        yield from _handed_on(config, layout, entry)
     if entry.verb == "take":
         letters = entry.weights[0]
         rows = layout.spec("acts", letters, entry.name)[0]
@@ -148,7 +151,7 @@ def of_verb(
     placed = {axis for axes in spec for axis in axes}
     summed = equations.contracted(terms, output)
     own = dict(zip(terms[0], layout.spec("acts", terms[0], entry.name), strict=True))
-    steps = config.accumulate
+    steps = _times(config, layout, entry.times > 1)
     for letter in sorted(summed):
         axes = own.get(letter, ())
         if not axes:
@@ -156,9 +159,10 @@ def of_verb(
         divided = set(axes) <= placed
         kind = "reduce-scatter" if divided else "all-reduce"
         size = held * layout.over((axes,)) if divided else held
-        yield Implied(kind, axes, size * steps, f"partial sums over {letter}")
+        size = round(size * steps)
+        yield Implied(kind, axes, size, f"partial sums over {letter}")
         if divided:
-            yield Implied("all-gather", axes, size * steps, "its gradient")
+            yield Implied("all-gather", axes, size, "its gradient")
     yield from _operand_gather(config, layout, entry, (summed, own, placed))
 
 
@@ -170,7 +174,8 @@ def _shared_heads(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[I
     if axes:
         itemsize = jnp.dtype(config.precision).itemsize
         size = 2 * entry.elements("BSKH") * itemsize * entry.times
-        size = size * config.accumulate // layout.over((batch, keys))
+        times = _times(config, layout, entry.times > 1)
+        size = round(size * times) // layout.over((batch, keys))
         yield Implied("all-reduce", axes, size, "gradient of keys and values")
 
 
@@ -203,7 +208,7 @@ def _operand_gather(config: RunConfig, layout: Layout, entry: Entry, around: Any
     spec = dict(zip(output, layout.spec("acts", output, entry.name), strict=True))
     size = entry.elements(term[0]) * itemsize * entry.times
     size //= layout.over(tuple(spec.get(letter, ()) for letter in term[0]))
-    size *= config.accumulate
+    size = round(size * _times(config, layout, entry.times > 1))
     gone = {
         axis
         for letter, axes in own.items()
@@ -226,6 +231,34 @@ def _operand_gather(config: RunConfig, layout: Layout, entry: Entry, around: Any
     axes = tuple(axis for axis in layout.mesh if axis in lone)
     if axes:
         yield Implied("all-reduce", axes, size, f"gradient of {term[0]}")
+
+
+def _times(config: RunConfig, layout: Layout, layers: bool) -> float:
+    """How often a step does what is said of a microbatch, on one device."""
+    return passes(layout, config.accumulate) if layers else config.accumulate
+
+
+def _to_stages(
+    layout: Layout, letters: str, stored: Spec, elements: int
+) -> Iterator[Implied]:
+    """Layers that rest by number are where they are used; by width they must move."""
+    if "stage" not in stored[0]:
+        size = elements * 4 // layout.over(stored)
+        yield Implied("all-to-all", ("stage",), 2 * size, "to its stage, and back")
+
+
+def _handed_on(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Implied]:
+    """What stages hand on at every tick, and the ends that all of them share."""
+    stages = stages_of(layout)
+    size = entry.elements("BTD") * jnp.dtype(config.precision).itemsize
+    size //= layout.over(layout.spec("acts", "BTD"))
+    virtual = virtual_of(layout)
+    ticks = config.accumulate * virtual + stages - 1
+    yield Implied(
+        "collective-permute", ("stage",), 2 * ticks * size, "handed on, and back"
+    )
+    whole = (config.accumulate + ticks) * size
+    yield Implied("all-reduce", ("stage",), whole, "from the last stage; to the first")
 
 
 def _missing(before: Spec, after: Spec) -> tuple[str, ...]:

@@ -9,6 +9,13 @@ from scaling_lab.layouts.grammar import names, parse
 from scaling_lab.layouts.legality import check, fit_kv_heads
 from scaling_lab.layouts.mesh import make_mesh
 from scaling_lab.layouts.placement import Placement
+from scaling_lab.layouts.stages import (
+    check_stages,
+    fit_stages,
+    passes,
+    stages_of,
+    virtual_of,
+)
 from scaling_lab.layouts.tables import IllegalLayout, Layout, Spec
 
 __all__ = [
@@ -18,8 +25,13 @@ __all__ = [
     "Placement",
     "Spec",
     "check",
+    "check_stages",
     "fit_kv_heads",
+    "fit_stages",
     "make_mesh",
     "names",
     "parse",
+    "passes",
+    "stages_of",
+    "virtual_of",
 ]

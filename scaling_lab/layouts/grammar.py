@@ -27,7 +27,8 @@ MEANING: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "tensor": (_HEADS_AND_WIDTHS, _HEADS_AND_WIDTHS),
     "context": ((), ("T",)),
     "expert": (("E",), ("E",)),
-    "stage": (("L",), ()),
+    # Embedding and head are work for all stages, before and after the layers.
+    "stage": (("L", "V"), ("V",)),
 }
 
 #: What may follow a plus sign.
@@ -37,11 +38,16 @@ MODIFIERS: dict[str, str] = {
     "zero2": "gradients and optimizer state divided over data (and context)",
     "gather_once": "gathered weights kept for the backward pass",
     "ring": "keys and values go round context, instead of being gathered",
+    "interleaved": "chunks of layers on one stage, as interleaved=2, instead of one",
 }
+
+#: Words that take a number of at least 2, as `interleaved=2`.
+COUNTED = ("interleaved",)
 
 #: What a word binds: (axis it needs, verb, mechanism).
 MECHANISMS: dict[str, tuple[str, str, str]] = {
     "ring": ("context", "attend", "ring"),
+    "interleaved": ("stage", "stack", "interleaved"),
 }
 
 
@@ -146,11 +152,13 @@ def _composed(text: str, sizes: Mapping[str, int], modifiers: list[str]) -> Layo
         params["D"] = _with_axis(params["D"], "context")
         replicas.remove("context")
     fields: dict[str, Any] = {}
-    for word in modifiers:
+    for modifier in modifiers:
+        word, equals, count = modifier.partition("=")
         if word not in MODIFIERS:
             raise IllegalLayout(
                 f"layout {text!r}: " + unknown("modifier", word, list(MODIFIERS))
             )
+        _counted(text, word, equals + count)
         if word == "sequence":
             _needs(text, word, "tensor", sizes)
             acts["BTD"] = {"T": _with_axis(acts.get("T"), "tensor")}
@@ -159,7 +167,8 @@ def _composed(text: str, sizes: Mapping[str, int], modifiers: list[str]) -> Layo
         elif word in MECHANISMS:
             axis, verb, mechanism = MECHANISMS[word]
             _needs(text, word, axis, sizes)
-            fields["bind"] = {**fields.get("bind", {}), verb: mechanism}
+            bound = mechanism + equals + count
+            fields["bind"] = {**fields.get("bind", {}), verb: bound}
         else:
             _needs(text, word, "data", sizes)
             width = params.get("D")
@@ -169,6 +178,17 @@ def _composed(text: str, sizes: Mapping[str, int], modifiers: list[str]) -> Layo
             if word == "zero2":
                 fields["grads"] = divided
     return Layout(name=text, mesh=sizes, params=params, acts=acts, **fields)
+
+
+def _counted(text: str, word: str, value: str) -> None:
+    """Raises unless a word has a number where it takes one, and only there."""
+    digits = value.removeprefix("=")
+    if word not in COUNTED and value:
+        raise IllegalLayout(f"layout {text!r}: +{word} takes no value; write +{word}")
+    if word in COUNTED and not (digits.isdigit() and int(digits) >= 2):
+        raise IllegalLayout(
+            f"layout {text!r}: +{word} takes a number of at least 2, as +{word}=2"
+        )
 
 
 def _with_axis(axes: Any, axis: str) -> Any:

@@ -121,7 +121,7 @@ class Moves:
         stored = f"{name.rpartition('/')[2]}_{letters}"
         used = self.layout.spec("acts", letters, name) if used is None else used
         weight = self._brought(weight, used, self.layout.spec("grads", letters, stored))
-        if self._gathers({stored: weight}):
+        if self.gathers({stored: weight}):
             weight = checkpoint_name(weight, stack.GATHERED)
         return weight
 
@@ -129,9 +129,9 @@ class Moves:
         """A weight where it is used; its gradient straight to where it is reduced."""
         assert self.mesh is not None
         specs = (NamedSharding(self.mesh, partition(spec)) for spec in (used, reduced))
-        return _gather(weight, *specs)
+        return gather(weight, *specs)
 
-    def _gathers(self, params: Mapping[str, Any]) -> bool:
+    def gathers(self, params: Mapping[str, Any]) -> bool:
         """Whether any of these weights rests elsewhere than it is used."""
         if self.layout.gather == "step":
             return False
@@ -163,7 +163,7 @@ def column_axes(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gather(weight: Array, used: NamedSharding, reduced: NamedSharding) -> Array:
+def gather(weight: Array, used: NamedSharding, reduced: NamedSharding) -> Array:
     """The weight where it is used; its gradient straight to where it is reduced.
 
     Left alone, the transpose would put the gradient where the weight was used, whole
@@ -174,7 +174,7 @@ def _gather(weight: Array, used: NamedSharding, reduced: NamedSharding) -> Array
 
 
 def _gather_forward(weight, used, reduced):
-    return _gather(weight, used, reduced), None
+    return gather(weight, used, reduced), None
 
 
 def _gather_backward(used, reduced, _, cotangent):
@@ -182,4 +182,4 @@ def _gather_backward(used, reduced, _, cotangent):
     return (jax.lax.with_sharding_constraint(cotangent, reduced),)
 
 
-_gather.defvjp(_gather_forward, _gather_backward)
+gather.defvjp(_gather_forward, _gather_backward)

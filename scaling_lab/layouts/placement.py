@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from scaling_lab import dims
+from scaling_lab.layouts import stages
 from scaling_lab.layouts.moves import Moves, column_axes
 from scaling_lab.layouts.tables import Spec
 from scaling_lab.parallel import (
@@ -42,6 +43,7 @@ class Placement(Moves):
     Attributes (beside those of `Moves`):
       remat: what the backward pass keeps, as `parallel.stack.remat` reads it.
       unroll: layers written out instead of scanned.
+      microbatches: of a step, where the stages of a pipeline take them in turn.
       attend_with: the attention of one device.
       attend_kernel: the same in its two passes, for a sequence that is divided.
       attend_residual: `checkpoint_name` by which that keeps what it needs, if it does.
@@ -52,6 +54,7 @@ class Placement(Moves):
 
     remat: str = "none"
     unroll: bool = False
+    microbatches: int = 1
     attend_with: attention.Attend = attention.dense
     attend_kernel: flash.Kernel = chunked.KERNEL
     attend_residual: str = ""
@@ -162,7 +165,9 @@ class Placement(Moves):
     def stack(
         self, segments: Sequence[Segment], x_BTD: Array, per_batch: Batch, cache=None
     ) -> tuple[Array, Any, Any]:
-        """`Verbs.stack`: scanned or unrolled, rematerialised by name."""
+        """`Verbs.stack`: scanned, unrolled or in stages, rematerialised by name."""
+        if stages.stages_of(self.layout) > 1 and cache is None:
+            return *stages.run(self, segments, x_BTD, per_batch), None
         run = stack.unroll if self.unroll else stack.scan
         caches = [None] * len(segments) if cache is None else cache
         auxes, after = [], []
@@ -176,7 +181,7 @@ class Placement(Moves):
                 block = stack.remat(
                     block,
                     stack.with_residual(self.remat, self.attend_residual),
-                    regather=self.mesh is not None and self._gathers(segment.params),
+                    regather=self.mesh is not None and self.gathers(segment.params),
                 )
                 x_BTD, aux, left = run(block, segment, x_BTD, per_batch, segment_cache)
             auxes.append(aux)

@@ -48,9 +48,9 @@ def remat(block: Block, policy: str, *, regather: bool) -> Block:
         chosen = keep.save_only_these_names(*listed)
     elif kind == "recompute" and listed:
         dropped = (*listed, GATHERED) if regather else listed
-        chosen = _all_but(dropped, (*MOVES, *MAKES))
+        chosen = all_but(dropped, (*MOVES, *MAKES))
     elif kind == "none" and regather:
-        chosen = _all_but((GATHERED,), MOVES)
+        chosen = all_but((GATHERED,), MOVES)
     elif kind == "none":
         return block
     else:
@@ -77,7 +77,7 @@ def with_residual(policy: str, residual: str) -> str:
     return f"{kind}:{','.join([*listed, residual])}"
 
 
-def _all_but(names: tuple[str, ...], unnamed: tuple[str, ...]) -> Callable[..., bool]:
+def all_but(names: tuple[str, ...], unnamed: tuple[str, ...]) -> Callable[..., bool]:
     """Keeps everything except what is named, and what makes it before it has its name.
 
     What a verb returns has a name and is kept there; were the product or the
@@ -100,7 +100,7 @@ def scan(block: Block, segment: Segment, x_BTD: Array, per_batch: Batch, cache):
         x_BTD, aux, cache = block(params, x_BTD, per_batch, cache)
         return x_BTD, (aux, cache)
 
-    x_BTD, (aux, cache) = jax.lax.scan(body, x_BTD, (_per_layer(segment.params), cache))
+    x_BTD, (aux, cache) = jax.lax.scan(body, x_BTD, (per_layer(segment.params), cache))
     return x_BTD, _total(aux), cache
 
 
@@ -114,7 +114,7 @@ def scan_inputs(
     """`scan` that keeps the layers' inputs alone; see `recompute.scan`."""
     gathered = jax.checkpoint_policies.save_only_these_names(GATHERED)
     layers = recompute.Layers(block, jax.checkpoint(block, policy=gathered), rest)
-    stacked = _per_layer(segment.params)
+    stacked = per_layer(segment.params)
     scanned: Any = recompute.scan(layers, stacked, x_BTD, per_batch)
     x_BTD, aux = scanned
     return x_BTD, aux, None
@@ -123,7 +123,7 @@ def scan_inputs(
 def unroll(block: Block, segment: Segment, x_BTD: Array, per_batch: Batch, cache):
     """The layers written out: no loop carries, at the price of compile time."""
     depth = len(jax.tree.leaves(segment.params)[0])
-    layers: Any = unstack(_per_layer(segment.params), depth)
+    layers: Any = unstack(per_layer(segment.params), depth)
     caches = [jax.tree.map(lambda c, i=i: c[i], cache) for i in range(depth)]
     auxes = []
     for i, params in enumerate(layers):
@@ -158,7 +158,7 @@ def _stack(trees: list[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def _per_layer(params: Mapping[str, Any]) -> dict[str, Any]:
+def per_layer(params: Mapping[str, Any]) -> dict[str, Any]:
     return {dims.unstacked(name): array for name, array in params.items()}
 
 

@@ -101,6 +101,7 @@ def make_placement(config: RunConfig, devices: Any = None) -> Placement:
         compute=jnp.dtype(config.precision),
         remat=config.remat,
         unroll=unroll,
+        microbatches=config.accumulate,
         loss_chunks=config.loss_chunks,
     )
 

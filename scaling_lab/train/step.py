@@ -14,7 +14,7 @@ from einops import rearrange
 
 from scaling_lab import dims, models, optimizers
 from scaling_lab.config import RunConfig
-from scaling_lab.layouts import ExplicitPlacement, Placement
+from scaling_lab.layouts import ExplicitPlacement, Placement, stages_of
 from scaling_lab.parallel.verbs import TokenLoss
 
 Array = jax.Array
@@ -86,7 +86,8 @@ def _gradients(config: RunConfig, place: Placement, params: Any, batch: Metrics)
     total = jnp.maximum(1, jnp.sum(batch["targets_BT"] >= 0))
     compute = jax.value_and_grad(functools.partial(_loss, config, place), has_aux=True)
 
-    if config.accumulate == 1:
+    if config.accumulate == 1 or stages_of(place.layout) > 1:
+        # The stages of a pipeline take the microbatches in turn themselves.
         (_, metrics), gradients = compute(params, batch, total)
         return on_table(place, "grads", gradients), metrics
 

@@ -1,0 +1,220 @@
+"""Pipelines by layout: where layers rest, and the stack over the axis ``stage``."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+
+from scaling_lab import dims
+from scaling_lab.layouts.legality import divisors
+from scaling_lab.layouts.mesh import partition
+from scaling_lab.layouts.moves import Moves, gather
+from scaling_lab.layouts.tables import IllegalLayout, Layout, Table
+from scaling_lab.parallel import chunks, pipeline, stack
+from scaling_lab.parallel.verbs import Batch, Segment
+
+Array = jax.Array
+AXIS = pipeline.AXIS
+
+
+def stages_of(layout: Layout) -> int:
+    """How many stages a layout has."""
+    return layout.mesh.get(AXIS, 1)
+
+
+def virtual_of(layout: Layout) -> int:
+    """Chunks of layers on one stage: ``interleaved=2`` binds the stack to two."""
+    _, _, count = layout.mechanism("stack", "gpipe").partition("=")
+    return int(count or 1)
+
+
+def fit_stages(layout: Layout, depths: Sequence[int], vocabulary: int) -> Layout:
+    """The layout with its layers resting where they can.
+
+    Where a stage's layers stand one after another and are as many on every stage, dim L
+    rests divided over ``stage`` and nothing is moved. Where they do not (several chunks
+    a stage, or a depth that does not divide), each layer rests divided by its width
+    instead, and a step begins with an all-to-all that brings every stage its layers,
+    and ends with one that takes their gradients back. To rest in another order than
+    the model's would save both, but then every checkpoint, and whoever looks at a
+    parameter, would have to know of it.
+
+    Args:
+      depths: layers of every segment. vocabulary: rows of the embedding, which stays
+        whole on every stage where it does not divide over them.
+    """
+    stages = stages_of(layout)
+    if stages == 1:
+        return layout
+    tables = {kind: getattr(layout, kind) for kind in _KINDS}
+    if virtual_of(layout) > 1 or any(depth % stages for depth in depths):
+        tables = {
+            kind: table if kind == "acts" or table is None else _by_width(table)
+            for kind, table in tables.items()
+        }
+    if vocabulary % layout.over(layout.spec("acts", "V")):
+        tables = {
+            kind: None if table is None else _without(table, "V")
+            for kind, table in tables.items()
+        }
+    return dataclasses.replace(layout, **tables)
+
+
+def passes(layout: Layout, microbatches: int) -> float:
+    """How often in a pass a device does as much as all layers on one microbatch.
+
+    Without stages once for every microbatch; of a pipeline idle stages work as well.
+    """
+    stages, virtual = stages_of(layout), virtual_of(layout)
+    return (microbatches * virtual + stages - 1) / (stages * virtual)
+
+
+def check_stages(layout: Layout, layers: int, batch: int, microbatches: int) -> None:
+    """Raises unless a pipeline of these stages can be, and keeps most of them busy.
+
+    Args:
+      layers: of the model. batch: of a step, in sequences, of all microbatches.
+
+    Raises:
+      IllegalLayout: what is too few or too many, and the nearest that is not.
+    """
+    stages, virtual = stages_of(layout), virtual_of(layout)
+    if stages == 1:
+        return
+    if layers < stages:
+        raise IllegalLayout(
+            f"layout {layout.name!r}: stage={stages} is more than the L={layers} "
+            f"layers, and a stage without one would do nothing; nearest stage: {layers}"
+        )
+    if layers % (stages * virtual) and virtual > 1:
+        near = [n for n in range(2, layers + 1) if layers % (stages * n) == 0]
+        near.sort(key=lambda n: abs(n - virtual))
+        hint = (
+            f"nearest interleaved: {', '.join(map(str, sorted(near[:2])))}"
+            if near
+            else "leave +interleaved out: one chunk a stage may be uneven"
+        )
+        raise IllegalLayout(
+            f"layout {layout.name!r}: L={layers} layers do not divide into stage="
+            f"{stages} × interleaved={virtual} chunks of as many; {hint}"
+        )
+    grouped = stages if virtual > 1 else 1
+    if microbatches < stages or microbatches % grouped:
+        legal = [n for n in divisors(batch) if n >= stages and n % grouped == 0]
+        legal.sort(key=lambda n: abs(n - microbatches))
+        near = (
+            f"nearest --accumulate for batch={batch}: {', '.join(map(str, legal[:2]))}"
+            if legal
+            else f"use a batch that {stages} divides, with --accumulate {stages}"
+        )
+        share = (stages - 1) / (microbatches * virtual + stages - 1)
+        raise IllegalLayout(
+            f"layout {layout.name!r}: {microbatches} microbatches (accumulate) "
+            + (
+                f"for stage={stages} leave stages idle {share:.0%} of the time"
+                if microbatches < stages
+                else f"are not made of groups of stage={stages}, in which interleaved "
+                "stages take them"
+            )
+            + f"; {near}"
+        )
+
+
+_KINDS = ("params", "acts", "grads", "optimizer")
+
+
+def _axes(table: Table, letter: str) -> tuple[str, ...]:
+    axes = table.get(letter)
+    return (axes,) if isinstance(axes, str) else tuple(axes or ())
+
+
+def _without(table: Table, letter: str) -> Table:
+    """The table with a dim that stays whole on every stage."""
+    axes = tuple(axis for axis in _axes(table, letter) if axis != AXIS)
+    return {**table, letter: axes or None}
+
+
+def _by_width(table: Table) -> Table:
+    """The table with layers divided by their width and not by their number.
+
+    ``stage`` comes last, so that what moves is the innermost part of a width.
+    """
+    if AXIS not in _axes(table, "L"):
+        return table
+    width = _axes(table, "D")
+    changed = {**_without(table, "L"), "D": (*width, AXIS)}
+    for ends in ("VD", "DV"):  # divided over the stages by their vocabulary already
+        own = table.get(ends) or {}
+        changed[ends] = {"D": width or None, **own}
+    return changed
+
+
+def run(
+    place: Any, segments: Sequence[Segment], x_BTD: Array, per_batch: Batch
+) -> tuple[Array, Any]:
+    """`Verbs.stack` over the stages, one segment after another.
+
+    Args:
+      place: the `Placement` whose verbs the layers use.
+    """
+    mesh = {axis: n for axis, n in place.layout.mesh.items() if axis != AXIS}
+    inner = dataclasses.replace(
+        place, layout=dataclasses.replace(place.layout, mesh=mesh)
+    )
+    auxes = []
+    for segment in segments:
+        plan = _plan(place, inner, segment.params)
+        block = stack.remat(
+            functools.partial(segment.block, inner),
+            stack.with_residual(place.remat, place.attend_residual),
+            regather=inner.gathers(segment.params),
+        )
+        arranged = {
+            dims.unstacked(name): _arranged(plan, place, inner, name, array)
+            for name, array in segment.params.items()
+        }
+        stage = chunks.chunk_of(plan, block, place.compute)
+        x_BTD, aux = pipeline.run(plan, stage, arranged, x_BTD, per_batch)
+        auxes.append(aux)
+    return x_BTD, auxes
+
+
+def _plan(place: Any, inner: Moves, params: Mapping[str, Any]) -> chunks.Plan:
+    depth = len(next(iter(params.values())))
+    stages, virtual = stages_of(place.layout), virtual_of(place.layout)
+    return chunks.Plan(
+        mesh=place.mesh,
+        rows=inner.layout.spec("acts", "BTD"),
+        tokens=inner.layout.spec("acts", "BT"),
+        stages=stages,
+        microbatches=place.microbatches,
+        # A short segment, such as a few dense layers before the rest, goes once round.
+        virtual=1 if depth % (stages * virtual) else virtual,
+        depth=depth,
+        unroll=place.unroll,
+    )
+
+
+def _arranged(
+    plan: chunks.Plan, place: Moves, inner: Moves, name: str, array: Array
+) -> Array:
+    """A stacked weight with every stage's layers on that stage; its gradient back.
+
+    The gradient adds up on its stage, once for all ticks, and goes to where it rests
+    before it is put in the order of layers: no stage holds the others' in between.
+    """
+
+    def arranged(first: Any, spec: Any) -> NamedSharding:
+        return NamedSharding(plan.mesh, partition((first, (), (), *spec[1:])))
+
+    letters = dims.letters(name)
+    used = arranged((AXIS,), inner.layout.spec("params", letters, name))
+    adds_up = arranged((AXIS,), inner.layout.spec("grads", letters, name))
+    rests = place.layout.spec("grads", letters, name)
+    array = gather(chunks.arrange(plan, array), used, arranged(rests[0], rests))
+    return gather(array, used, adds_up)

@@ -1,0 +1,194 @@
+"""Layers in stages: every stage works on another microbatch at the same time.
+
+All stages are one array program. What a stage works on is row z of arrays with a first
+dim Z, divided over the mesh axis ``stage``; a tick is every stage's own chunk of layers
+(`jax.vmap` over Z), then each row is handed to the next stage. The form is GSPMD's (Xu
+et al. 2021, section 3.3). Everything a block does over other axes stays as it is, since
+no axis is manual where a block runs, and the backward pass is the forward one
+differentiated: the ticks in reverse, the rows handed back.
+
+A stage of a device that has nothing to do at a tick works all the same, on a microbatch
+that is there (never on zeros, whose norms have no gradient), and its result is dropped.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jax.sharding import NamedSharding, PartitionSpec
+
+from scaling_lab.parallel import chunks, schedules
+from scaling_lab.parallel.chunks import Plan
+from scaling_lab.parallel.verbs import Batch
+
+Array = jax.Array
+
+#: The mesh axis that stages are divided over.
+AXIS = "stage"
+
+
+class Ticks(NamedTuple):
+    """What each stage does, by tick t and stage Z, as numbers.
+
+    Attributes:
+      microbatch_tZ: which it works on; where it is idle, one that is there.
+      chunk_tZ: which of its chunks of layers.
+      busy_tZ: whether it has anything to do.
+      finished_M: for every microbatch the tick at which its last layer is done.
+    """
+
+    microbatch_tZ: np.ndarray
+    chunk_tZ: np.ndarray
+    busy_tZ: np.ndarray
+    finished_M: np.ndarray
+
+
+@functools.cache
+def ticks(stages: int, microbatches: int, virtual: int) -> Ticks:
+    """The forward pass of GPipe, or of interleaved stages, as numbers."""
+    kind = "interleaved" if virtual > 1 else "gpipe"
+    table = schedules.forward_ticks(schedules.make(kind, stages, microbatches, virtual))
+    shape = (len(table.rows), stages)
+    microbatch, chunk = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    busy, finished = np.zeros(shape, bool), np.zeros(microbatches, np.int32)
+    for tick, row in enumerate(table.rows):
+        for stage, task in enumerate(row):
+            if task is None:
+                # Before its first task the first microbatch, after its last the last.
+                microbatch[tick, stage] = 0 if tick < stage else microbatches - 1
+                continue
+            microbatch[tick, stage] = task.microbatch
+            chunk[tick, stage] = task.chunk
+            busy[tick, stage] = True
+            if (stage, task.chunk) == (stages - 1, virtual - 1):
+                finished[task.microbatch] = tick
+    return Ticks(microbatch, chunk, busy, finished)
+
+
+def run(
+    plan: Plan,
+    stage: Callable[..., tuple[Array, Any]],
+    params: Any,
+    x_BTD: Array,
+    per_batch: Batch,
+) -> tuple[Array, Any]:
+    """Takes every microbatch through every chunk.
+
+    Args:
+      stage: ``(params, chunk, exists, x_BTD, per_batch) -> (x_BTD, aux)``, as
+        `chunks.chunk_of` makes it.
+      params: of `chunks.arrange`, leaves ``(Z, v, l, …)``.
+      x_BTD: of all microbatches; `per_batch` likewise.
+
+    Returns:
+      What comes out of the last layer, whole on every stage; what the layers say
+      beside it, summed over layers and averaged over microbatches.
+    """
+    table = ticks(plan.stages, plan.microbatches, plan.virtual)
+    x_MBTD = _cut(plan, x_BTD, plan.rows)
+    parts = {key: _cut(plan, array, plan.tokens) for key, array in per_batch.items()}
+    # Every stage has a copy of its own, so that what comes back for it going backwards
+    # is added up once, at the end, and not at every tick.
+    first_t = table.microbatch_tZ[:, 0]
+    entering_tZBTD = _on_stages(plan, _rows(x_MBTD, first_t)[:, None], 1)
+    enters_tZ = table.busy_tZ & (table.chunk_tZ == 0) & (np.arange(plan.stages) == 0)
+    exists_Zvl = jnp.asarray(chunks.exists(plan))
+
+    def one(params, exists_vl, chunk, microbatch, x_BTD, parts):
+        own = jax.tree.map(lambda a_MB: chunks.pick(a_MB, microbatch), parts)
+        return stage(params, chunk, exists_vl, x_BTD, own)
+
+    every = jax.vmap(one, (0, 0, 0, 0, 0, None), spmd_axis_name=AXIS)
+
+    def tick(held_ZBTD: Array, step: Any) -> Any:
+        entering_ZBTD, enters_Z, chunk_Z, microbatch_Z = step
+        held_ZBTD = _where(enters_Z, entering_ZBTD, held_ZBTD)
+        held_ZBTD, aux = every(
+            params, exists_Zvl, chunk_Z, microbatch_Z, held_ZBTD, parts
+        )
+        held_ZBTD = _constrain(plan, held_ZBTD, (AXIS, *plan.rows))
+        return _handed_on(plan, held_ZBTD), (held_ZBTD, aux)
+
+    held_ZBTD = _on_stages(plan, x_MBTD[:1], 0)
+    steps = (enters_tZ, table.chunk_tZ, table.microbatch_tZ)
+    steps = (entering_tZBTD, *map(jnp.asarray, steps))
+    _, (out_tZBTD, aux) = jax.lax.scan(tick, held_ZBTD, steps)
+    last_tZBTD = _rows(out_tZBTD, table.finished_M)
+    out_MBTD = _of_last(plan, last_tZBTD)
+    out_BTD = rearrange(out_MBTD, "m b t d -> (b m) t d")
+    return _constrain(plan, out_BTD, plan.rows), _mean(plan, table, aux)
+
+
+def _rows(array: Array, numbers: np.ndarray) -> Array:
+    """Rows by number, where they stand side by side without looking them up."""
+    first, count = int(numbers[0]), len(numbers)
+    if np.array_equal(numbers, first + np.arange(count)):
+        return jax.lax.slice_in_dim(array, first, first + count)
+    return jnp.take(array, numbers, 0, mode="clip")
+
+
+def _cut(plan: Plan, array: Array, axes: Any) -> Array:
+    """``(B, …)`` as M microbatches of every M-th sequence.
+
+    Every M-th keeps each device's sequences where they are.
+    """
+    array = rearrange(array, "(b m) ... -> m b ...", m=plan.microbatches)
+    return _constrain(plan, array, (None, *axes))
+
+
+def _constrain(plan: Plan, array: Array, axes: Any) -> Array:
+    sharding = NamedSharding(plan.mesh, _spec(axes[: array.ndim]))
+    return jax.lax.with_sharding_constraint(array, sharding)
+
+
+def _spec(axes: Any) -> PartitionSpec:
+    return PartitionSpec(*(axis or None for axis in axes))
+
+
+def _on_stages(plan: Plan, array: Array, before: int) -> Array:
+    """A copy for every stage, of an array with a dim of 1 in Z's place."""
+    shape = (*array.shape[:before], plan.stages, *array.shape[before + 1 :])
+    axes = (*(None,) * before, AXIS, *plan.rows)
+    return _constrain(plan, jnp.broadcast_to(array, shape), axes)
+
+
+def _handed_on(plan: Plan, held_ZBTD: Array) -> Array:
+    """Each stage's result with the next one; the last one's with the first."""
+    ring = [(stage, (stage + 1) % plan.stages) for stage in range(plan.stages)]
+    spec = _spec((AXIS, *plan.rows))
+    return jax.shard_map(
+        lambda own: jax.lax.ppermute(own, AXIS, ring),
+        mesh=plan.mesh,
+        in_specs=spec,
+        out_specs=spec,
+        check_vma=False,
+    )(held_ZBTD)
+
+
+def _of_last(plan: Plan, out_MZBTD: Array) -> Array:
+    """What the last stage has, on all of them: they share the work of the loss."""
+    last_Z = np.arange(plan.stages) == plan.stages - 1
+    masked = _where(jnp.asarray(last_Z)[None], out_MZBTD, 0)
+    return _constrain(plan, jnp.sum(masked, 1), (None, *plan.rows))
+
+
+def _where(chosen: Array, array: Array, other: Any) -> Array:
+    chosen = chosen.reshape(*chosen.shape, *(1,) * (array.ndim - chosen.ndim))
+    return jnp.where(chosen, array, other)
+
+
+def _mean(plan: Plan, table: Ticks, aux: Any) -> Any:
+    """Summed over the stages that had something to do, averaged over microbatches."""
+    busy_tZ = jnp.asarray(table.busy_tZ)
+
+    def one(aux_tZ: Array) -> Array:
+        total = jnp.sum(_where(busy_tZ, aux_tZ, jnp.zeros_like(aux_tZ)), (0, 1))
+        return total / plan.microbatches
+
+    return jax.tree.map(one, aux)

@@ -1,0 +1,276 @@
+"""Layers in stages train as one device does, and move what was meant to be moved."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from contracts.training import Trained, of_text, run_of, same
+from scaling_lab import cost, dims, train
+from scaling_lab.layouts import IllegalLayout, Layout, Placement, make_mesh
+from scaling_lab.parallel.verbs import Segment
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+#: family, layout, layers, what else differs. Five layers are uneven on 2 and 4 stages.
+CASES = [
+    ("llama", "stage=2,fsdp=4", 4, {}),
+    ("llama", "stage=4,data=2", 5, {"remat": "full"}),
+    ("llama", "stage=2,fsdp=2,tensor=2", 4, {"remat": "full"}),
+    ("llama", "stage=2,data=2,tensor=2+sequence+interleaved=2", 4, {}),
+    ("llama", "stage=2,fsdp=4+interleaved=2", 4, {"remat": "full"}),
+    ("llama", "stage=2,data=2,fsdp=2+zero1", 3, {"remat": "save:ffn/gate"}),
+    ("gpt2", "stage=4,data=2+interleaved=2", 8, {}),
+    ("gpt2", "stage=2,fsdp=4", 5, {"remat": "full", "stack": "unroll"}),
+    ("gpt2", "stage=2,data=2,tensor=2+zero2", 4, {"z_loss": 1e-3}),
+]
+
+
+@pytest.fixture(scope="module")
+def sixteen(packed):
+    return [packed(16, seed=seed) for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def reference(sixteen):
+    """Three steps of four microbatches on one device, once for each model."""
+    made = {}
+
+    def of(model, z_loss=0.0):
+        if (model, z_loss) not in made:
+            fields = {"batch": 16, "accumulate": 4, "z_loss": z_loss}
+            config = run_of(model, Layout({}), **fields)
+            made[model, z_loss] = Trained(config, sixteen)
+        return made[model, z_loss]
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("family", "layout", "layers", "changes"),
+    CASES,
+    ids=[f"{f}-{t}-{n}-{'-'.join(map(str, c.values()))}" for f, t, n, c in CASES],
+)
+def test_stages_train_as_one_device(
+    family, layout, layers, changes, tiny, sixteen, reference
+):
+    model = tiny(family, L=layers)
+    fields = {"batch": 16, "accumulate": 4, **changes}
+    found = Trained(run_of(model, layout, **fields), sixteen)
+    same(found, reference(model, changes.get("z_loss", 0.0)))
+    assert found.program.step._cache_size() == 1
+
+
+def test_layers_rest_on_their_stage_or_by_width(tiny, sixteen):
+    """Half of every weight of a layer on each of two stages, whichever way."""
+    model = tiny("llama", L=4)
+    for layout in ("stage=2", "stage=2+interleaved=2"):
+        config = run_of(model, layout, batch=16, accumulate=2)
+        state = train.make_program(config).init()
+        gate = state.params["layers"]["gate_LDF"]
+        assert gate.addressable_shards[0].data.size * 2 == gate.size
+        head = state.params["head_DV"]
+        assert head.addressable_shards[0].data.size * 2 == head.size
+        whole = gate.addressable_shards[0].data.shape[0] == 4
+        assert whole == ("interleaved" in layout)
+
+
+def test_evaluation_goes_through_the_stages(tiny, sixteen):
+    model = tiny("llama", L=4)
+    nats = []
+    for layout in (Layout({}), "stage=4,data=2"):
+        program = train.make_program(run_of(model, layout, batch=16, accumulate=4))
+        params = program.init().params
+        nats.append(program.evaluate(params, program.put(sixteen[0]))["nats"])
+    np.testing.assert_allclose(nats[0], nats[1], 1e-5)
+
+
+# --- What is moved
+
+
+def collectives(config):
+    """(kind, whether over stages alone) of every collective in the text, with bytes."""
+    program = train.make_program(config)
+    text = program.step.lower(*program.abstract_arguments()).compile().as_text()
+    layout = config.layout
+    apart = layout.devices // layout.mesh["stage"]
+    pattern = (
+        r"= \(?\w+\[([\d,]*)\].* (all-gather|all-to-all|all-reduce|collective-permute)"
+        r"(?:-start)?\(.*?(?:replica_groups|source_target_pairs)=(\S+)"
+    )
+    found = []
+    for shape, kind, groups in re.findall(pattern, text):
+        pair = re.match(r"\{\{(\d+),(\d+)", groups)
+        iota = re.match(r"\[\d+,\d+\]<=\[([\d,]+)\](T?)", groups)
+        over = pair and abs(int(pair[2]) - int(pair[1])) == apart
+        over = over or (iota is not None and iota[2] == "T")
+        size = int(np.prod([int(n) for n in shape.split(",") if n] or [1]))
+        found.append((kind, bool(over), size))
+    return found
+
+
+def test_only_neighbours_talk_between_the_ticks(tiny):
+    """No stage's weights and no buffer of a pipeline are gathered over its stages."""
+    model = tiny("llama", L=4)
+    config = run_of(model, "stage=2,fsdp=4", batch=16, accumulate=4, stack="scan")
+    found = collectives(config)
+    over = [(kind, size) for kind, along, size in found if along]
+    assert [kind for kind, _ in over].count("collective-permute") == 2
+    assert not [kind for kind, _ in over if kind in ("all-gather", "all-to-all")]
+
+
+def test_chunks_move_their_weights_once(tiny):
+    """Interleaved, each weight of a layer goes to its stage, and its gradient back."""
+    config = run_of(
+        tiny("llama", L=4),
+        "stage=2,fsdp=4+interleaved=2",
+        batch=16,
+        accumulate=4,
+        stack="scan",
+    )
+    weights = len(train.make_program(config).init().params["layers"])
+    kinds = [kind for kind, _, _ in collectives(config)]
+    assert kinds.count("all-to-all") == 2 * weights
+
+
+def test_explained_is_what_is_compiled(tiny):
+    """Bytes handed on: every tick there and back, B·T·D of one device's microbatch."""
+    config = run_of(tiny("llama", L=4), "stage=2,fsdp=4", batch=16, accumulate=4)
+    implied = cost.explain(config).collectives()
+    found = {(item["kind"], *item["axes"]): item["bytes"] for item in implied}
+    assert found["collective-permute", "stage"] == 2 * 5 * 1 * 32 * 64 * 4
+    assert not [key for key in found if key[0] == "all-gather" and "stage" in key]
+
+
+# --- Segments, what layers say beside their result, idle stages
+
+
+def block(place, params, x_BTD, per_batch, cache):
+    """A layer with a norm that has no gradient at zero, and something to say."""
+    norm_BT1 = jnp.sqrt(jnp.sum(jnp.square(x_BTD), -1, keepdims=True))
+    h_BTF = place.einsum("BTD,DF->BTF", x_BTD / norm_BT1, params["up_DF"], name="up")
+    h_BTF = jnp.tanh(h_BTF + per_batch["shift_BT"][..., None])
+    new_BTD = place.einsum("BTF,FD->BTD", h_BTF, params["down_FD"], name="down")
+    said = {"mean": jnp.mean(h_BTF), "mean_F": jnp.mean(h_BTF, (0, 1))}
+    return x_BTD + new_BTD, said, cache
+
+
+def half(place, params, x_BTD, per_batch, cache):
+    """Another kind of layer, for a second segment."""
+    x_BTD = x_BTD + 0.5 * place.einsum(
+        "BTD,D->BTD", x_BTD, params["scale_D"], name="scale"
+    )
+    return x_BTD, {"largest": jnp.max(per_batch["shift_BT"])}, cache
+
+
+def two_segments(depths):
+    keys = iter(jax.random.split(jax.random.key(0), 4))
+    first, second = depths
+    params = [
+        {
+            "up_LDF": jax.random.normal(next(keys), (first, 8, 16)),
+            "down_LFD": jax.random.normal(next(keys), (first, 16, 8)),
+        },
+        {"scale_LD": jax.random.normal(next(keys), (second, 8))},
+    ]
+    return params, jax.random.normal(next(keys), (16, 4, 8))
+
+
+@pytest.mark.parametrize(
+    ("text", "depths"),
+    [
+        ("stage=2,data=4", (4, 2)),
+        ("stage=4,data=2", (5, 1)),
+        ("stage=2,data=4+interleaved=2", (4, 1)),
+    ],
+)
+def test_segments_and_what_layers_say(text, depths):
+    """Two segments one after the other, aux summed over layers, averaged over parts."""
+    params, x_BTD = two_segments(depths)
+    shift_BT = jnp.arange(64, dtype=jnp.float32).reshape(16, 4) / 64
+
+    def result(place, params, x_BTD, shift_BT):
+        segments = [Segment(block, params[0]), Segment(half, params[1])]
+        x_BTD, aux, _ = place.stack(segments, x_BTD, {"shift_BT": shift_BT})
+        said = jax.tree.map(lambda a: jnp.sum(jnp.square(a)), aux)
+        return jnp.sum(jnp.square(x_BTD)) + sum(jax.tree.leaves(said)), aux
+
+    def plain(params, x_BTD, shift_BT):
+        """Microbatch after microbatch of every fourth sequence, averaged by hand."""
+        place, segments = Placement(Layout({})), [Segment(block, params[0])]
+        segments.append(Segment(half, params[1]))
+        outs, auxes = [], []
+        for m in range(4):
+            part = {"shift_BT": shift_BT[m::4]}
+            x, aux, _ = place.stack(segments, x_BTD[m::4], part)
+            outs.append(x)
+            auxes.append(aux)
+        aux = jax.tree.map(lambda *each: sum(each) / 4, *auxes)
+        said = jax.tree.map(lambda a: jnp.sum(jnp.square(a)), aux)
+        total = sum(jnp.sum(jnp.square(x)) for x in outs)
+        return total + sum(jax.tree.leaves(said)), aux
+
+    layout = of_text(text)
+    place = Placement(layout, make_mesh(layout), microbatches=4)
+    staged = jax.jit(
+        jax.value_and_grad(lambda *a: result(place, *a), (0, 1), has_aux=True)
+    )
+    wanted = jax.jit(jax.value_and_grad(plain, (0, 1), has_aux=True))
+    found = staged(params, x_BTD, shift_BT), wanted(params, x_BTD, shift_BT)
+    for left, right in zip(*map(jax.tree.leaves, found), strict=True):
+        assert np.all(np.isfinite(left))
+        np.testing.assert_allclose(left, right, rtol=2e-4, atol=1e-5)
+
+
+# --- What cannot be
+
+
+@pytest.mark.parametrize(
+    ("layout", "changes", "message"),
+    [
+        ("stage=8", {}, "stage=8 is more than the L=4 layers.*nearest stage: 4"),
+        (
+            "stage=4,data=2",
+            {"accumulate": 2},
+            "2 microbatches .* leave stages idle 60% .*--accumulate for batch=16: 4, 8",
+        ),
+        (
+            "stage=4+interleaved=2",
+            {},
+            r"L=4 layers do not divide into stage=4 × interleaved=2 .*leave \+inter",
+        ),
+        (
+            "stage=2+interleaved=3",
+            {},
+            "L=4 layers do not divide .*nearest interleaved: 2",
+        ),
+        (
+            "stage=2+interleaved=2",
+            {"accumulate": 3, "batch": 12},
+            "3 microbatches .* groups of stage=2.*for batch=12: 2, 4",
+        ),
+        ("stage=4", {"accumulate": 1, "batch": 3}, "use a batch that 4 divides"),
+        ("stage=2", {"axis_type": "explicit"}, "use --axis-type auto"),
+        (
+            "stage=2+interleaved",
+            {},
+            r"takes a number of at least 2, as \+interleaved=2",
+        ),
+        ("stage=2+interleaved=1", {}, "takes a number of at least 2"),
+        ("data=2+zero1=3", {}, r"\+zero1 takes no value"),
+        ("data=8+interleaved=2", {}, "works over axis stage"),
+    ],
+)
+def test_what_cannot_be_says_what_can(layout, changes, message, tiny):
+    fields = {"batch": 16, "accumulate": 4, **changes}
+    with pytest.raises(IllegalLayout, match=message):
+        run_of(tiny("llama", L=4), layout, **fields)
+
+
+def test_a_vocabulary_that_does_not_divide_stays_whole(tiny):
+    config = run_of(tiny("llama", L=4, V=257), "stage=2,data=4", batch=16, accumulate=4)
+    assert not any(config.placed_layout.spec("params", "DV", "head_DV"))
+    assert config.placed_layout.spec("params", "LDF", "gate_LDF")[0] == ("stage",)
+    assert dims.letters("gate_LDF") == "LDF"
