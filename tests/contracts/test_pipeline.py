@@ -22,6 +22,8 @@ CASES = [
     ("llama", "stage=2,data=2,tensor=2+sequence+interleaved=2", 4, {}),
     ("llama", "stage=2,fsdp=4+interleaved=2", 4, {"remat": "full"}),
     ("llama", "stage=2,data=2,fsdp=2+zero1", 3, {"remat": "save:ffn/gate"}),
+    ("llama", "stage=2,fsdp=2,context=2+ring", 4, {"remat": "full"}),
+    ("gpt2", "stage=2,data=2,context=2", 4, {}),
     ("gpt2", "stage=4,data=2+interleaved=2", 8, {}),
     ("gpt2", "stage=2,fsdp=4", 5, {"remat": "full", "stack": "unroll"}),
     ("gpt2", "stage=2,data=2,tensor=2+zero2", 4, {"z_loss": 1e-3}),
