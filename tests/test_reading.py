@@ -90,6 +90,20 @@ def test_nor_one_that_is_composed(text, remat, tiny):
     assert column["flops"] * 8 == pytest.approx(counted, rel=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("text", "remat"),
+    [
+        ("fsdp=2,context=4", "full"),
+        ("data=2,context=4+ring", "none"),
+        ("fsdp=2,context=2,tensor=2+sequence+ring", "full"),
+    ],
+)
+def test_nor_over_a_divided_sequence(text, remat, tiny):
+    column = column_of(config_of(tiny, layouts.parse(text), remat=remat))
+    assert column["unasked"] == []
+
+
 def test_a_verb_that_gathers_its_batch_is_found(tiny):
     """ffn/gate is computed for the whole batch on every device: nobody asked."""
     asked = config_of(tiny, named("fsdp"))
