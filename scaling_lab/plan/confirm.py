@@ -12,6 +12,7 @@ from scaling_lab.layouts import parse
 from scaling_lab.optimizers import OptimizerConfig
 from scaling_lab.plan.answer import Choice, Plan, answered
 from scaling_lab.plan.question import Question
+from scaling_lab.plan.words import PIPELINES
 from scaling_lab.record import RunRecord
 
 #: Compiles that may end badly for every one that is asked for.
@@ -33,7 +34,8 @@ def config_of(question: Question, choice: Choice) -> RunConfig:
     if not choice.trained:
         raise ValueError(
             f"layout {choice.layout}: runs are trained and compiled here over "
-            "data,fsdp,tensor; plan within them with --axes data,fsdp,tensor"
+            "data,fsdp,tensor,stage and the schedules gpipe and 1f1b; plan within them "
+            "with --axes data,fsdp,tensor"
         )
     if question.precision not in PRECISIONS:
         raise ValueError(
@@ -42,7 +44,9 @@ def config_of(question: Question, choice: Choice) -> RunConfig:
         )
     return RunConfig(
         model=model,
-        layout=parse(choice.layout, question.devices),
+        layout=parse(
+            choice.layout + PIPELINES.get(choice.schedule, ""), question.devices
+        ),
         target=question.target.text,
         batch=question.batch,
         length=question.length,

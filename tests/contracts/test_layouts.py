@@ -21,6 +21,8 @@ COMPOSED = [
     "data=2,tensor=4",
     "data=8+zero2",
     "fsdp=8+gather_once",
+    "stage=2,fsdp=4",
+    "stage=2,data=2,tensor=2+interleaved=2",
 ]
 #: What each file says, as people would compose it.
 SAME = {
