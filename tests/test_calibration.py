@@ -122,7 +122,7 @@ def test_one_run_says_whether_it_fits(call):
     assert json.loads(out)["fits"] is True
 
 
-def test_axes_that_nothing_trains_on_are_priced(call):
+def test_stages_and_rings_are_priced(call):
     def seconds(layout, *more):
         code, out, said = call(
             "predict", *ONE.split(), "--layout", layout, *more, "--json"
@@ -143,7 +143,7 @@ def test_axes_that_nothing_trains_on_are_priced(call):
     [
         ("--layout fsdp=64 --batch 100", "dim B=100 .batch. does not divide"),
         ("--layout fsdp=16", "16 devices and the target has 64"),
-        ("--layout stage=4,fsdp=16", "use --accumulate 4 or more"),
+        ("--layout stage=4,fsdp=16", "leave stages idle .* --accumulate .*: 4, 8"),
         ("--layout stage=64 --accumulate 64", "more than the L=32 layers"),
         ("--layout context=64 --length 4160", "does not cut 4160 positions"),
         ("--layout expert=4,fsdp=16", "expert=4 divides nothing"),

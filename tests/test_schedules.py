@@ -18,7 +18,7 @@ def run(kind, stages, microbatches, virtual=1, **costs):
     return schedules.simulate(schedule, Costs(**costs) if costs else None)
 
 
-@pytest.mark.parametrize("kind", ["gpipe", "1f1b"])
+@pytest.mark.parametrize("kind", ["gpipe", "1f1b", "eager_1f1b"])
 @settings(max_examples=60, deadline=None)
 @given(stages=STAGES, microbatches=PARTS, forward=COST, backward=COST)
 def test_bubble_of_whole_stages(kind, stages, microbatches, forward, backward):
@@ -47,6 +47,8 @@ def test_microbatches_held(stages, microbatches):
     assert run("gpipe", stages, microbatches).in_flight == (microbatches,) * stages
     wanted = tuple(min(microbatches, stages - stage) for stage in range(stages))
     assert run("1f1b", stages, microbatches).in_flight == wanted
+    eager = tuple(min(microbatches, 2 * own - 1) for own in range(stages, 0, -1))
+    assert run("eager_1f1b", stages, microbatches).in_flight == eager
     found = run("zb_h1", stages, microbatches).in_flight
     assert max(found) == min(microbatches, stages)
 

@@ -32,10 +32,11 @@ def schedule(
     Every stage does its tasks in order, each as soon as what it needs has arrived. F
     is a forward pass of one microbatch, B its backward pass, which zb_h1 takes apart
     into I (gradient of the input, which another stage waits for) and W (of weights).
-    Layouts train with gpipe (stage=4) and interleaved (stage=4+interleaved=2).
+    Layouts train with gpipe (stage=4), interleaved (stage=4+interleaved=2) and
+    eager_1f1b (stage=4+1f1b).
 
     Args:
-        kind: gpipe, interleaved, 1f1b or zb_h1.
+        kind: gpipe, interleaved, 1f1b, eager_1f1b or zb_h1.
         stages: Stages of the pipeline.
         microbatches: Microbatches of a step.
         virtual: Chunks of layers on one stage; of interleaved.

@@ -36,10 +36,17 @@ def points_of(configs: Sequence[RunConfig], local: Chip | None = None) -> Points
 def _point(config: RunConfig, local: Chip | None) -> Points:
     point = Points(**_columns(config, local))
     try:
-        kept = activations.kept_bytes(point, config.remat)
+        # Stages that alternate keep each stage's input; layers' inputs are a bound.
+        policy = "full" if _alternates(config) else config.remat
+        kept = activations.kept_bytes(point, policy)
     except ValueError:  # a policy that says what is dropped
         return point
     return point.replace(kept=kept / activations.whole_bytes(point))
+
+
+def _alternates(config: RunConfig) -> bool:
+    """Whether stages go forward and backward in turn, and forward once more."""
+    return config.layout.mechanism("stack", "") == "1f1b"
 
 
 def _zero(layout: Layout) -> int:
@@ -74,8 +81,8 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
         "virtual_stages": virtual_of(layout),
         "context": layout.mesh.get("context", 1),
         "expert": 1,
-        # Both run every forward pass before any backward pass, and hold all of them.
-        "schedule": SCHEDULES.index("gpipe"),
+        # Interleaved or not, every forward pass comes first, and all of them are held.
+        "schedule": SCHEDULES.index("1f1b" if _alternates(config) else "gpipe"),
         "overlap": 0,
         "precision": PRECISIONS.index(config.precision),
         "flops_per_second": peak / found.devices_per_chip,
@@ -85,7 +92,7 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
         "grad_bytes": 4.0,
         "optimizer_bytes": STATE_BYTES[config.optimizer.name],
         "remat": REMATS.index(kinds.get(kind, "selective")),
-        "recompute": _again(config),
+        "recompute": _again(config) + _alternates(config),
         "kept": 1.0 if kind == "none" else 1.0 - 0.9 * _again(config),
         "offload": 0.0,
         "flash": float(found.name != "cpu"),

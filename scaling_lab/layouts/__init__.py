@@ -10,6 +10,7 @@ from scaling_lab.layouts.legality import check, fit_kv_heads
 from scaling_lab.layouts.mesh import make_mesh
 from scaling_lab.layouts.placement import Placement
 from scaling_lab.layouts.stages import (
+    alternate,
     check_stages,
     fit_stages,
     passes,
@@ -24,6 +25,7 @@ __all__ = [
     "Layout",
     "Placement",
     "Spec",
+    "alternate",
     "check",
     "check_stages",
     "fit_kv_heads",

@@ -39,6 +39,7 @@ MODIFIERS: dict[str, str] = {
     "gather_once": "gathered weights kept for the backward pass",
     "ring": "keys and values go round context, instead of being gathered",
     "interleaved": "chunks of layers on one stage, as interleaved=2, instead of one",
+    "1f1b": "stages go forward and backward in turn: few microbatches held, not all",
 }
 
 #: Words that take a number of at least 2, as `interleaved=2`.
@@ -48,6 +49,7 @@ COUNTED = ("interleaved",)
 MECHANISMS: dict[str, tuple[str, str, str]] = {
     "ring": ("context", "attend", "ring"),
     "interleaved": ("stage", "stack", "interleaved"),
+    "1f1b": ("stage", "stack", "1f1b"),
 }
 
 
@@ -167,8 +169,13 @@ def _composed(text: str, sizes: Mapping[str, int], modifiers: list[str]) -> Layo
         elif word in MECHANISMS:
             axis, verb, mechanism = MECHANISMS[word]
             _needs(text, word, axis, sizes)
-            bound = mechanism + equals + count
-            fields["bind"] = {**fields.get("bind", {}), verb: bound}
+            bound = {verb: mechanism + equals + count}
+            if verb in fields.get("bind", {}):
+                raise IllegalLayout(
+                    f"layout {text!r}: +{word} and +{fields['bind'][verb]} both say "
+                    f"how to do {verb}; leave one of them out"
+                )
+            fields["bind"] = {**fields.get("bind", {}), **bound}
         else:
             _needs(text, word, "data", sizes)
             width = params.get("D")

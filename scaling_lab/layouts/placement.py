@@ -44,6 +44,8 @@ class Placement(Moves):
       remat: what the backward pass keeps, as `parallel.stack.remat` reads it.
       unroll: layers written out instead of scanned.
       microbatches: of a step, where the stages of a pipeline take them in turn.
+      stack_with: ``(segments, x_BTD, per_batch) -> (x_BTD, auxes)`` instead of the
+        layers, to take a model apart at its stack.
       attend_with: the attention of one device.
       attend_kernel: the same in its two passes, for a sequence that is divided.
       attend_residual: `checkpoint_name` by which that keeps what it needs, if it does.
@@ -55,6 +57,7 @@ class Placement(Moves):
     remat: str = "none"
     unroll: bool = False
     microbatches: int = 1
+    stack_with: Callable[..., tuple[Array, Any]] | None = None
     attend_with: attention.Attend = attention.dense
     attend_kernel: flash.Kernel = chunked.KERNEL
     attend_residual: str = ""
@@ -166,6 +169,8 @@ class Placement(Moves):
         self, segments: Sequence[Segment], x_BTD: Array, per_batch: Batch, cache=None
     ) -> tuple[Array, Any, Any]:
         """`Verbs.stack`: scanned, unrolled or in stages, rematerialised by name."""
+        if self.stack_with is not None:
+            return *self.stack_with(segments, x_BTD, per_batch), None
         if stages.stages_of(self.layout) > 1 and cache is None:
             return *stages.run(self, segments, x_BTD, per_batch), None
         run = stack.unroll if self.unroll else stack.scan

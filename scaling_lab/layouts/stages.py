@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import NamedSharding
@@ -15,7 +15,7 @@ from scaling_lab.layouts.legality import divisors
 from scaling_lab.layouts.mesh import partition
 from scaling_lab.layouts.moves import Moves, gather
 from scaling_lab.layouts.tables import IllegalLayout, Layout, Table
-from scaling_lab.parallel import chunks, pipeline, stack
+from scaling_lab.parallel import alternating, chunks, pipeline, stack
 from scaling_lab.parallel.verbs import Batch, Segment
 
 Array = jax.Array
@@ -162,26 +162,79 @@ def run(
     Args:
       place: the `Placement` whose verbs the layers use.
     """
+    auxes = []
+    for segment in segments:
+        staged = _staged(place, segment)
+        arranged = staged.arranged(segment.params)
+        x_BTD, aux = pipeline.run(staged.plan, staged.stage, arranged, x_BTD, per_batch)
+        auxes.append(aux)
+    return x_BTD, auxes
+
+
+def alternate(
+    place: Any, segment: Any, after: Callable[..., Any], inputs: tuple[Array, Batch]
+) -> tuple[Any, Any, Array]:
+    """A segment forward and backward by 1F1B; see `parallel.alternating`.
+
+    Args:
+      segment: block and parameters. after: as `alternating.Work` takes it.
+      inputs: of all microbatches, what goes into the first layer, and `per_batch`.
+
+    Returns:
+      the sums of `after`; gradients of the parameters; that of the first layer's input.
+    """
+    staged = _staged(place, Segment(*segment))
+    arranged, back = jax.vjp(staged.arranged, segment[1])
+    work = alternating.Work(staged.stage, after, staged.add_up)
+    sums, layers, d_BTD = alternating.run(staged.plan, work, arranged, *inputs)
+    return sums, back(layers)[0], d_BTD
+
+
+class _Staged(NamedTuple):
+    """A segment made ready: its plan, one chunk of it, how its weights are arranged,
+    and where their gradients add up."""
+
+    plan: chunks.Plan
+    stage: Callable[..., tuple[Array, Any]]
+    arranged: Callable[[Any], dict[str, Array]]
+    add_up: Callable[[Any], dict[str, Array]]
+
+
+def _staged(place: Any, segment: Segment) -> _Staged:
     mesh = {axis: n for axis, n in place.layout.mesh.items() if axis != AXIS}
     inner = dataclasses.replace(
         place, layout=dataclasses.replace(place.layout, mesh=mesh)
     )
-    auxes = []
-    for segment in segments:
-        plan = _plan(place, inner, segment.params)
-        block = stack.remat(
-            functools.partial(segment.block, inner),
-            stack.with_residual(place.remat, place.attend_residual),
-            regather=inner.gathers(segment.params),
-        )
-        arranged = {
+    plan = _plan(place, inner, segment.params)
+    block = stack.remat(
+        functools.partial(segment.block, inner),
+        stack.with_residual(place.remat, place.attend_residual),
+        regather=inner.gathers(segment.params),
+    )
+
+    def arranged(params: Any) -> dict[str, Array]:
+        return {
             dims.unstacked(name): _arranged(plan, place, inner, name, array)
-            for name, array in segment.params.items()
+            for name, array in params.items()
         }
-        stage = chunks.chunk_of(plan, block, place.compute)
-        x_BTD, aux = pipeline.run(plan, stage, arranged, x_BTD, per_batch)
-        auxes.append(aux)
-    return x_BTD, auxes
+
+    def add_up(gradients: Any) -> dict[str, Array]:
+        return {
+            name: jax.lax.with_sharding_constraint(
+                array, _on_stage(plan, inner, "grads", f"L{dims.letters(name)}", name)
+            )
+            for name, array in gradients.items()
+        }
+
+    return _Staged(plan, chunks.chunk_of(plan, block, place.compute), arranged, add_up)
+
+
+def _on_stage(
+    plan: chunks.Plan, inner: Moves, kind: str, letters: str, name: str
+) -> NamedSharding:
+    """Of an arranged weight, every stage's own layers on it."""
+    spec = inner.layout.spec(kind, letters, name)
+    return NamedSharding(plan.mesh, partition(((AXIS,), (), (), *spec[1:])))
 
 
 def _plan(place: Any, inner: Moves, params: Mapping[str, Any]) -> chunks.Plan:
@@ -208,13 +261,10 @@ def _arranged(
     The gradient adds up on its stage, once for all ticks, and goes to where it rests
     before it is put in the order of layers: no stage holds the others' in between.
     """
-
-    def arranged(first: Any, spec: Any) -> NamedSharding:
-        return NamedSharding(plan.mesh, partition((first, (), (), *spec[1:])))
-
     letters = dims.letters(name)
-    used = arranged((AXIS,), inner.layout.spec("params", letters, name))
-    adds_up = arranged((AXIS,), inner.layout.spec("grads", letters, name))
-    rests = place.layout.spec("grads", letters, name)
-    array = gather(chunks.arrange(plan, array), used, arranged(rests[0], rests))
+    used = _on_stage(plan, inner, "params", letters, name)
+    adds_up = _on_stage(plan, inner, "grads", letters, name)
+    layers, *rest = place.layout.spec("grads", letters, name)
+    rests = NamedSharding(plan.mesh, partition((layers, (), (), *rest)))
+    array = gather(chunks.arrange(plan, array), used, rests)
     return gather(array, used, adds_up)

@@ -91,12 +91,12 @@ def run(
       beside it, summed over layers and averaged over microbatches.
     """
     table = ticks(plan.stages, plan.microbatches, plan.virtual)
-    x_MBTD = _cut(plan, x_BTD, plan.rows)
-    parts = {key: _cut(plan, array, plan.tokens) for key, array in per_batch.items()}
+    x_MBTD = cut(plan, x_BTD, plan.rows)
+    parts = {key: cut(plan, array, plan.tokens) for key, array in per_batch.items()}
     # Every stage has a copy of its own, so that what comes back for it going backwards
     # is added up once, at the end, and not at every tick.
     first_t = table.microbatch_tZ[:, 0]
-    entering_tZBTD = _on_stages(plan, _rows(x_MBTD, first_t)[:, None], 1)
+    entering_tZBTD = on_stages(plan, _rows(x_MBTD, first_t)[:, None], 1)
     enters_tZ = table.busy_tZ & (table.chunk_tZ == 0) & (np.arange(plan.stages) == 0)
     exists_Zvl = jnp.asarray(chunks.exists(plan))
 
@@ -108,21 +108,21 @@ def run(
 
     def tick(held_ZBTD: Array, step: Any) -> Any:
         entering_ZBTD, enters_Z, chunk_Z, microbatch_Z = step
-        held_ZBTD = _where(enters_Z, entering_ZBTD, held_ZBTD)
+        held_ZBTD = where(enters_Z, entering_ZBTD, held_ZBTD)
         held_ZBTD, aux = every(
             params, exists_Zvl, chunk_Z, microbatch_Z, held_ZBTD, parts
         )
-        held_ZBTD = _constrain(plan, held_ZBTD, (AXIS, *plan.rows))
-        return _handed_on(plan, held_ZBTD), (held_ZBTD, aux)
+        held_ZBTD = constrain(plan, held_ZBTD, (AXIS, *plan.rows))
+        return handed_on(plan, held_ZBTD), (held_ZBTD, aux)
 
-    held_ZBTD = _on_stages(plan, x_MBTD[:1], 0)
+    held_ZBTD = on_stages(plan, x_MBTD[:1], 0)
     steps = (enters_tZ, table.chunk_tZ, table.microbatch_tZ)
     steps = (entering_tZBTD, *map(jnp.asarray, steps))
     _, (out_tZBTD, aux) = jax.lax.scan(tick, held_ZBTD, steps)
     last_tZBTD = _rows(out_tZBTD, table.finished_M)
-    out_MBTD = _of_last(plan, last_tZBTD)
+    out_MBTD = of_stage(plan, last_tZBTD, plan.stages - 1)
     out_BTD = rearrange(out_MBTD, "m b t d -> (b m) t d")
-    return _constrain(plan, out_BTD, plan.rows), _mean(plan, table, aux)
+    return constrain(plan, out_BTD, plan.rows), _mean(plan, table, aux)
 
 
 def _rows(array: Array, numbers: np.ndarray) -> Array:
@@ -133,16 +133,17 @@ def _rows(array: Array, numbers: np.ndarray) -> Array:
     return jnp.take(array, numbers, 0, mode="clip")
 
 
-def _cut(plan: Plan, array: Array, axes: Any) -> Array:
+def cut(plan: Plan, array: Array, axes: Any) -> Array:
     """``(B, …)`` as M microbatches of every M-th sequence.
 
     Every M-th keeps each device's sequences where they are.
     """
     array = rearrange(array, "(b m) ... -> m b ...", m=plan.microbatches)
-    return _constrain(plan, array, (None, *axes))
+    return constrain(plan, array, (None, *axes))
 
 
-def _constrain(plan: Plan, array: Array, axes: Any) -> Array:
+def constrain(plan: Plan, array: Array, axes: Any) -> Array:
+    """The array where its dims are divided over these mesh axes."""
     sharding = NamedSharding(plan.mesh, _spec(axes[: array.ndim]))
     return jax.lax.with_sharding_constraint(array, sharding)
 
@@ -151,16 +152,17 @@ def _spec(axes: Any) -> PartitionSpec:
     return PartitionSpec(*(axis or None for axis in axes))
 
 
-def _on_stages(plan: Plan, array: Array, before: int) -> Array:
+def on_stages(plan: Plan, array: Array, before: int) -> Array:
     """A copy for every stage, of an array with a dim of 1 in Z's place."""
     shape = (*array.shape[:before], plan.stages, *array.shape[before + 1 :])
     axes = (*(None,) * before, AXIS, *plan.rows)
-    return _constrain(plan, jnp.broadcast_to(array, shape), axes)
+    return constrain(plan, jnp.broadcast_to(array, shape), axes)
 
 
-def _handed_on(plan: Plan, held_ZBTD: Array) -> Array:
-    """Each stage's result with the next one; the last one's with the first."""
-    ring = [(stage, (stage + 1) % plan.stages) for stage in range(plan.stages)]
+def handed_on(plan: Plan, held_ZBTD: Array, *, back: bool = False) -> Array:
+    """Each stage's result with the next one, or the one before, in a ring."""
+    step = -1 if back else 1
+    ring = [(stage, (stage + step) % plan.stages) for stage in range(plan.stages)]
     spec = _spec((AXIS, *plan.rows))
     return jax.shard_map(
         lambda own: jax.lax.ppermute(own, AXIS, ring),
@@ -171,14 +173,21 @@ def _handed_on(plan: Plan, held_ZBTD: Array) -> Array:
     )(held_ZBTD)
 
 
-def _of_last(plan: Plan, out_MZBTD: Array) -> Array:
-    """What the last stage has, on all of them: they share the work of the loss."""
-    last_Z = np.arange(plan.stages) == plan.stages - 1
-    masked = _where(jnp.asarray(last_Z)[None], out_MZBTD, 0)
-    return _constrain(plan, jnp.sum(masked, 1), (None, *plan.rows))
+def of_stage(plan: Plan, out_MZBTD: Array, stage: int) -> Array:
+    """What one stage has, on all of them: they share the work of both ends."""
+    own_Z = np.arange(plan.stages) == stage
+    masked = where(jnp.asarray(own_Z)[None], out_MZBTD, 0)
+    return constrain(plan, jnp.sum(masked, 1), (None, *plan.rows))
 
 
-def _where(chosen: Array, array: Array, other: Any) -> Array:
+def on_slots(plan: Plan, array_ZBTD: Array, slots: int) -> Array:
+    """Room for what so many ticks leave behind, filled with what is there."""
+    room = jnp.broadcast_to(array_ZBTD, (slots, *array_ZBTD.shape))
+    return constrain(plan, room, (None, AXIS, *plan.rows))
+
+
+def where(chosen: Array, array: Array, other: Any) -> Array:
+    """`jnp.where` by the first dims."""
     chosen = chosen.reshape(*chosen.shape, *(1,) * (array.ndim - chosen.ndim))
     return jnp.where(chosen, array, other)
 
@@ -188,7 +197,7 @@ def _mean(plan: Plan, table: Ticks, aux: Any) -> Any:
     busy_tZ = jnp.asarray(table.busy_tZ)
 
     def one(aux_tZ: Array) -> Array:
-        total = jnp.sum(_where(busy_tZ, aux_tZ, jnp.zeros_like(aux_tZ)), (0, 1))
+        total = jnp.sum(where(busy_tZ, aux_tZ, jnp.zeros_like(aux_tZ)), (0, 1))
         return total / plan.microbatches
 
     return jax.tree.map(one, aux)

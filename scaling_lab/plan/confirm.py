@@ -13,6 +13,7 @@ from scaling_lab.optimizers import OptimizerConfig
 from scaling_lab.plan.answer import Choice, Plan, answered
 from scaling_lab.plan.candidates import TRAINED
 from scaling_lab.plan.question import Question
+from scaling_lab.plan.words import PIPELINES
 from scaling_lab.record import RunRecord
 
 #: Compiles that may end badly for every one that is asked for.
@@ -35,7 +36,8 @@ def config_of(question: Question, choice: Choice) -> RunConfig:
     if not choice.trained:
         raise ValueError(
             f"layout {choice.layout}: runs are trained and compiled here over "
-            f"{_AXES}; plan within them with --axes {_AXES}"
+            f"{_AXES} and the schedules {' and '.join(PIPELINES)}; plan within them "
+            f"with --axes {_AXES}"
         )
     if question.precision not in PRECISIONS:
         raise ValueError(
@@ -44,7 +46,9 @@ def config_of(question: Question, choice: Choice) -> RunConfig:
         )
     return RunConfig(
         model=model,
-        layout=parse(choice.layout, question.devices),
+        layout=parse(
+            choice.layout + PIPELINES.get(choice.schedule, ""), question.devices
+        ),
         target=question.target.text,
         batch=question.batch,
         length=question.length,

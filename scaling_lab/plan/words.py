@@ -10,6 +10,9 @@ from scaling_lab.plan.candidates import TRAINED, Candidates
 from scaling_lab.plan.question import Question
 from scaling_lab.plan.rank import Ranked, sequence
 
+#: Schedules that runs are trained with here, and the word of a layout that says so.
+PIPELINES = {"gpipe": "", "1f1b": "+1f1b"}
+
 
 def layout(ranked: Ranked, index: int) -> str:
     """The layout of a candidate that was priced; see `layout_of`."""
@@ -44,8 +47,8 @@ def schedule(ranked: Ranked, index: int) -> str:
 def trained(ranked: Ranked, index: int) -> bool:
     """Whether runs of this layout are trained and compiled here today."""
     table = ranked.candidates.table
-    others = [axis for axis in AXES if axis not in TRAINED]
-    if table["host"][index]:
+    others = [axis for axis in AXES if axis not in (*TRAINED, "stage")]
+    if table["host"][index] or schedule(ranked, index) not in ("none", *PIPELINES):
         return False
     return all(table[axis][index] == 1 for axis in others)
 

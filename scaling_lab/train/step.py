@@ -16,6 +16,7 @@ from scaling_lab import dims, models, optimizers
 from scaling_lab.config import RunConfig
 from scaling_lab.layouts import ExplicitPlacement, Placement, stages_of
 from scaling_lab.parallel.verbs import TokenLoss
+from scaling_lab.train import alternate
 
 Array = jax.Array
 Metrics = Mapping[str, Any]
@@ -86,6 +87,13 @@ def _gradients(config: RunConfig, place: Placement, params: Any, batch: Metrics)
     total = jnp.maximum(1, jnp.sum(batch["targets_BT"] >= 0))
     compute = jax.value_and_grad(functools.partial(_loss, config, place), has_aux=True)
 
+    if place.layout.mechanism("stack", "") == "1f1b":
+        parts_M = _microbatches(config, batch, place)
+
+        def loss(place: Placement, params: Any, part: Metrics):
+            return _loss(config, place, params, part, total)
+
+        return alternate.gradients(place, params, batch, parts_M, loss)
     if config.accumulate == 1 or stages_of(place.layout) > 1:
         # The stages of a pipeline take the microbatches in turn themselves.
         (_, metrics), gradients = compute(params, batch, total)

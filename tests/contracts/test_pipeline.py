@@ -10,6 +10,7 @@ import pytest
 from contracts.training import Trained, of_text, run_of, same
 from scaling_lab import cost, dims, train
 from scaling_lab.layouts import IllegalLayout, Layout, Placement, make_mesh
+from scaling_lab.parallel import alternating, schedules
 from scaling_lab.parallel.verbs import Segment
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -24,6 +25,9 @@ CASES = [
     ("llama", "stage=2,data=2,fsdp=2+zero1", 3, {"remat": "save:ffn/gate"}),
     ("llama", "stage=2,fsdp=2,context=2+ring", 4, {"remat": "full"}),
     ("gpt2", "stage=2,data=2,context=2", 4, {}),
+    ("llama", "stage=2,fsdp=4+1f1b", 4, {"remat": "full", "z_loss": 1e-3}),
+    ("gpt2", "stage=4,data=2+1f1b", 5, {}),
+    ("llama", "stage=2,data=2,tensor=2+sequence+zero2+1f1b", 3, {}),
     ("gpt2", "stage=4,data=2+interleaved=2", 8, {}),
     ("gpt2", "stage=2,fsdp=4", 5, {"remat": "full", "stack": "unroll"}),
     ("gpt2", "stage=2,data=2,tensor=2+zero2", 4, {"z_loss": 1e-3}),
@@ -87,6 +91,30 @@ def test_evaluation_goes_through_the_stages(tiny, sixteen):
         params = program.init().params
         nats.append(program.evaluate(params, program.put(sixteen[0]))["nats"])
     np.testing.assert_allclose(nats[0], nats[1], 1e-5)
+
+
+def test_alternating_stages_hold_fewer_microbatches(tiny, packed):
+    """What a step keeps grows with its microbatches under GPipe, and not under 1F1B."""
+    model, needed = tiny("llama", L=4), {}
+    for layout in ("stage=2,data=4", "stage=2,data=4+1f1b"):
+        for parts in (4, 16):
+            fields = {"batch": 4 * parts, "accumulate": parts, "length": 64}
+            config = run_of(model, layout, remat="full", **fields)
+            program = train.make_program(config)
+            compiled = program.step.lower(*program.abstract_arguments()).compile()
+            memory = compiled.memory_analysis()
+            needed[layout, parts] = memory.temp_size_in_bytes
+    grown = {
+        layout: needed[layout, 16] / needed[layout, 4] for layout, _ in list(needed)
+    }
+    assert grown["stage=2,data=4"] > 2 * grown["stage=2,data=4+1f1b"], needed
+
+
+def test_the_loop_alternates_as_its_schedule_says():
+    for stages, parts in ((1, 3), (2, 4), (4, 4), (4, 9)):
+        schedule = schedules.make("eager_1f1b", stages, parts)
+        wanted = [[(t.does, t.microbatch) for t in own] for own in schedule.orders]
+        assert alternating.order(stages, parts) == wanted
 
 
 # --- What is moved
@@ -263,6 +291,7 @@ def test_segments_and_what_layers_say(text, depths):
         ("stage=2+interleaved=1", {}, "takes a number of at least 2"),
         ("data=2+zero1=3", {}, r"\+zero1 takes no value"),
         ("data=8+interleaved=2", {}, "works over axis stage"),
+        ("stage=2+interleaved=2+1f1b", {}, "both say how to do stack"),
     ],
 )
 def test_what_cannot_be_says_what_can(layout, changes, message, tiny):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from scaling_lab.names import one_of
 from scaling_lab.parallel.schedules import (
+    eager_1f1b,
     gpipe,
     interleaved,
     one_f_one_b,
@@ -43,6 +44,7 @@ KINDS = {
     "gpipe": gpipe,
     "interleaved": interleaved,
     "1f1b": one_f_one_b,
+    "eager_1f1b": eager_1f1b,
     "zb_h1": zero_bubble_h1,
 }
 

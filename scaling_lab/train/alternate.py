@@ -1,0 +1,96 @@
+"""Gradients of a pipeline whose stages alternate: the loss is made between them.
+
+A family's `hidden` is taken apart at its stack: once as what comes before, once as what
+comes after. The stack is the only verb that is not said twice; what a half does not
+need of the other is dead code, which the compiler drops.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from scaling_lab import dims
+from scaling_lab.layouts import Placement, alternate
+from scaling_lab.parallel import chunks
+
+Array = jax.Array
+Metrics = Mapping[str, Any]
+Loss = Callable[[Placement, Any, Metrics], tuple[Array, Metrics]]
+
+
+def gradients(
+    place: Placement, params: Any, batch: Metrics, parts_M: Metrics, loss: Loss
+) -> tuple[Any, dict[str, Any]]:
+    """Gradients of the whole batch's loss, and its metrics.
+
+    Args:
+      parts_M: the batch as microbatches.
+      loss: ``(place, params, microbatch) -> (loss, metrics)``, to be summed over
+        microbatches; it runs the whole model.
+
+    Raises:
+      ValueError: a model of several segments.
+    """
+    seen: dict[str, Any] = {}
+
+    def before(params: Any) -> Any:
+        def stack(segments: Any, x_BTD: Array, per_batch: Any) -> Any:
+            if len(segments) > 1:
+                raise ValueError(
+                    f"{len(segments)} kinds of layers stand one after the other, and "
+                    "stages alternate over one kind; leave +1f1b out"
+                )
+            seen.update(block=segments[0].block, per_batch=per_batch, x_BTD=x_BTD)
+            seen["layers"] = segments[0].params
+            return x_BTD, []
+
+        loss(dataclasses.replace(place, stack_with=stack), params, batch)
+        layers = {id(leaf) for leaf in jax.tree.leaves(seen["layers"])}
+        flat = dims.leaves(params).items()
+        seen["ends"] = [path for path, leaf in flat if id(leaf) not in layers]
+        return (seen["x_BTD"], seen["layers"]), seen["per_batch"]
+
+    (x_BTD, layers), back, per_batch = jax.vjp(before, params, has_aux=True)
+    flat = dims.leaves(params)
+    ends = {path: flat[path] for path in seen["ends"]}
+
+    def after(x_BTD: Array, number: Array) -> Any:
+        part = {key: chunks.pick(a_MBT, number) for key, a_MBT in parts_M.items()}
+
+        def one(ends: Any, x_BTD: Array) -> Any:
+            after = dataclasses.replace(place, stack_with=lambda *_: (x_BTD, []))
+            return loss(after, _with(params, ends), part)
+
+        compute = jax.value_and_grad(one, (0, 1), has_aux=True)
+        (_, metrics), (own, d_BTD) = compute(ends, x_BTD)
+        return (metrics, _on_grads(place, own)), d_BTD
+
+    block = seen["block"]
+    (metrics, own), d_layers, d_BTD = alternate(
+        place, (block, layers), after, (x_BTD, per_batch)
+    )
+    (found,) = back((d_BTD, d_layers))
+    total = dims.leaves(found)
+    return _with(found, {path: total[path] + own[path] for path in own}), metrics
+
+
+def _on_grads(place: Placement, own: Mapping[str, Array]) -> dict[str, Array]:
+    def one(path: str, leaf: Array) -> Array:
+        name = path.rpartition("/")[2]
+        return place.constrain(leaf, "grads", dims.letters(name), name)
+
+    return {path: one(path, leaf) for path, leaf in own.items()}
+
+
+def _with(params: Mapping[str, Any], changed: Mapping[str, Any], prefix: str = ""):
+    """The parameters with those of some paths replaced."""
+    return {
+        key: _with(value, changed, f"{prefix}{key}/")
+        if isinstance(value, Mapping)
+        else changed.get(f"{prefix}{key}", value)
+        for key, value in params.items()
+    }
