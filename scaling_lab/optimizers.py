@@ -39,6 +39,8 @@ class OptimizerConfig:
       final: the last learning rate as a fraction of the peak.
       weight_decay: on matrices alone (biases and norms are spared).
       clip: the global gradient norm is cut to this; ``None`` never cuts.
+      balance: how far a step moves a router's bias against its expert's excess load
+        (DeepSeek-V3, section 4.2).
     """
 
     name: str = "adamw"
@@ -52,6 +54,7 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     weight_decay: float = 0.1
     clip: float | None = 1.0
+    balance: float = 1e-3
 
 
 def make(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
@@ -61,7 +64,8 @@ def make(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
       ValueError: unknown optimizer or schedule, with the nearest names.
     """
     rate = schedule(config, steps)
-    return _named(_OPTIMIZERS, "optimizer", config.name)(config, rate)
+    chosen = _named(_OPTIMIZERS, "optimizer", config.name)(config, rate)
+    return _balancing(chosen, config.balance)
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -85,8 +89,59 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 def is_matrix(name: str) -> bool:
     """Whether a parameter is a matrix of one layer (not a bias, not a norm's scale)."""
-    letters = dims.letters(name).removeprefix("L")
+    letters = dims.letters(name)[_stacked(name) :]
     return len(letters) >= 2 and not dims.stem(name).endswith("bias")
+
+
+def _stacked(name: str) -> int:
+    """How many leading dims number like arrays: layers, and a layer's experts."""
+    letters = dims.letters(name)
+    one = letters.removeprefix("L")
+    return len(letters) - len(one) + (one.startswith("E") and len(one) > 1)
+
+
+def is_balance(name: str) -> bool:
+    """Whether a parameter is a router's bias, which load moves and no loss."""
+    return dims.stem(name) == "router_bias"
+
+
+def weights(params: Params) -> dict[str, Any]:
+    """The parameters, or their gradients, that a loss moves."""
+    return {
+        key: weights(leaf) if isinstance(leaf, Mapping) else leaf
+        for key, leaf in params.items()
+        if isinstance(leaf, Mapping) or not is_balance(key)
+    }
+
+
+def _balancing(
+    optimizer: optax.GradientTransformation, rate: float
+) -> optax.GradientTransformation:
+    """The optimizer for weights; against its excess load for a router's bias.
+
+    Wang et al. 2024 ("Auxiliary-loss-free load balancing"), algorithm 1: a step of one
+    size, whatever the excess.
+    """
+
+    def merged(updates: Any, gradients: Params) -> dict[str, Any]:
+        return {
+            key: merged(updates[key], leaf)
+            if isinstance(leaf, Mapping)
+            else -rate * jnp.sign(leaf)
+            if is_balance(key)
+            else updates[key]
+            for key, leaf in gradients.items()
+        }
+
+    def init(params):
+        return optimizer.init(weights(params))
+
+    def update(updates, state, params=None):
+        own = None if params is None else weights(params)
+        new, state = optimizer.update(weights(updates), state, own)
+        return merged(new, updates), state
+
+    return optax.GradientTransformation(init, update)
 
 
 def state_dims(state: Any, params: Params) -> Any:
@@ -117,11 +172,11 @@ def state_dims(state: Any, params: Params) -> Any:
 
 
 def _summed_over(keys: list[str], letters: str, shape: tuple[int, ...]) -> str:
-    """Adafactor's row moments lack a layer's largest dim, column moments the next."""
+    """Adafactor's row moments lack a matrix's largest dim, column moments the next."""
     if "v_row" not in keys and "v_col" not in keys:
         return letters
-    stacked = letters.startswith("L")
-    order = np.argsort(shape[1:] if stacked else shape)
+    stacked = _stacked(f"x_{letters}")
+    order = np.argsort(shape[stacked:])
     if len(order) < 2:
         return letters
     gone = order[-1] if "v_row" in keys else order[-2]
@@ -132,41 +187,59 @@ def _summed_over(keys: list[str], letters: str, shape: tuple[int, ...]) -> str:
 def per_layer(
     optimizer: optax.GradientTransformation,
 ) -> optax.GradientTransformation:
-    """The optimizer on every layer of stacked parameters by itself."""
+    """The optimizer on every layer of stacked parameters, and every expert, by itself.
 
-    def split(params: Params) -> tuple[dict, dict]:
-        ends = {key: leaf for key, leaf in params.items() if _is_end(key, leaf)}
-        return ends, {key: params[key] for key in params if key not in ends}
+    Its state holds the unstacked ones as ``ends``, each run of layers by its name, and
+    their experts by that and ``_experts``.
+    """
 
     def init(params):
-        ends, layers = split(params)
         return {
-            "ends": optimizer.init(ends),
-            "layers": jax.vmap(optimizer.init)(layers),
+            group: _mapped(optimizer.init, depth)(part)
+            for group, (depth, part) in _groups_of(params).items()
         }
 
     def update(updates, state, params=None):
         assert params is not None
-        ends, layers = split(params)
-        end_updates, layer_updates = split(updates)
-        new_ends, end_state = optimizer.update(end_updates, state["ends"], ends)
-        new_layers, layer_state = jax.vmap(optimizer.update)(
-            layer_updates, state["layers"], layers
-        )
-        merged = {**cast(dict, new_ends), **cast(dict, new_layers)}
-        state = {"ends": end_state, "layers": layer_state}
-        return {key: merged[key] for key in params}, state
+        own, found, after = _groups_of(params), {}, {}
+        for group, (depth, part) in _groups_of(updates).items():
+            one = _mapped(optimizer.update, depth)
+            new, after[group] = one(part, state[group], own[group][1])
+            found |= dims.leaves(new)
+        return _like(params, found), after
 
     return optax.GradientTransformation(init, update)
 
 
-def _is_end(key: str, leaf: Any) -> bool:
-    if not isinstance(leaf, Mapping):
-        return not dims.letters(key).startswith("L")
-    return not all(
-        dims.letters(path.rpartition("/")[2]).startswith("L")
-        for path in dims.leaves(leaf)
-    )
+def _mapped(function: Callable[..., Any], depth: int) -> Callable[..., Any]:
+    for _ in range(depth):
+        function = jax.vmap(function)
+    return function
+
+
+def _groups_of(params: Params) -> dict[str, tuple[int, dict[str, Any]]]:
+    """Parameters that are stacked alike: how deep, and which."""
+    groups: dict[str, tuple[int, dict[str, Any]]] = {"ends": (0, {})}
+    for path, leaf in dims.leaves(params).items():
+        words = path.split("/")
+        letters = dims.letters(words[-1])
+        depth = _stacked(words[-1]) if letters.startswith("L") else 0
+        run = "/".join(words[:-1]) or words[-1]
+        group = ("ends", run, f"{run}_experts")[depth]
+        inner = groups.setdefault(group, (depth, {}))[1]
+        for word in words[:-1]:
+            inner = inner.setdefault(word, {})
+        inner[words[-1]] = leaf
+    return groups
+
+
+def _like(params: Params, found: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    return {
+        key: _like(leaf, found, f"{prefix}{key}/")
+        if isinstance(leaf, Mapping)
+        else found[f"{prefix}{key}"]
+        for key, leaf in params.items()
+    }
 
 
 def _decayed(params: Params) -> Any:
@@ -234,8 +307,8 @@ def _hidden_matrices(params: Params) -> Any:
         letters = dims.letters(name)
         if not _is_hidden(name):
             return None
-        inner = tuple(range(1, len(letters)))
-        if letters[1] == "D":
+        inner = tuple(range(_stacked(name), len(letters)))
+        if letters[inner[0]] == "D":
             return MuonDimensionNumbers(inner[:1], inner[1:])
         return MuonDimensionNumbers(inner[:-1], inner[-1:])
 

@@ -26,7 +26,7 @@ MEANING: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "fsdp": (("D",), ("B",)),
     "tensor": (_HEADS_AND_WIDTHS, _HEADS_AND_WIDTHS),
     "context": ((), ("T",)),
-    "expert": (("E",), ("E",)),
+    "expert": (("E", "D"), ("E", "B")),
     "stage": (("L",), ()),
 }
 
@@ -37,11 +37,17 @@ MODIFIERS: dict[str, str] = {
     "zero2": "gradients and optimizer state divided over data",
     "gather_once": "gathered weights kept for the backward pass",
     "ring": "keys and values go round context, instead of being gathered",
+    "all_to_all": "rows go to the devices of their experts, which is what expert does",
+    "ring_of_experts": "tokens are gathered over expert before they are copied",
+    "capacity": "experts have as many places each; tokens that find none are dropped",
 }
 
-#: What a word binds: (axis it needs, verb, mechanism).
+#: What a word binds: (axis it needs, or none; verb; mechanism).
 MECHANISMS: dict[str, tuple[str, str, str]] = {
     "ring": ("context", "attend", "ring"),
+    "all_to_all": ("expert", "experts", "all_to_all"),
+    "ring_of_experts": ("expert", "experts", "ring_of_experts"),
+    "capacity": ("", "experts", "capacity"),
 }
 
 
@@ -140,6 +146,8 @@ def _composed(text: str, sizes: Mapping[str, int], modifiers: list[str]) -> Layo
         for table, dims in ((params, stored), (acts, used)):
             for dim in dims:
                 table[dim] = _with_axis(table.get(dim), axis)
+    if "expert" in sizes:
+        _with_experts(params, acts)
     fields: dict[str, Any] = {}
     for word in modifiers:
         if word not in MODIFIERS:
@@ -153,7 +161,8 @@ def _composed(text: str, sizes: Mapping[str, int], modifiers: list[str]) -> Layo
             fields["gather"] = "step"
         elif word in MECHANISMS:
             axis, verb, mechanism = MECHANISMS[word]
-            _needs(text, word, axis, sizes)
+            if axis:
+                _needs(text, word, axis, sizes)
             fields["bind"] = {**fields.get("bind", {}), verb: mechanism}
         else:
             _needs(text, word, "data", sizes)
@@ -162,6 +171,18 @@ def _composed(text: str, sizes: Mapping[str, int], modifiers: list[str]) -> Layo
             if word == "zero2":
                 fields["grads"] = divided
     return Layout(name=text, mesh=sizes, params=params, acts=acts, **fields)
+
+
+def _with_experts(params: dict[str, Any], acts: dict[str, Any]) -> None:
+    """What has dim E is divided over expert by it, and nothing else of it is.
+
+    Outside the experts their axis divides the batch, and rests weights by D.
+    """
+    width = tuple(axis for axis in params["D"] if axis != "expert")
+    for name in ("EDF", "EFD"):
+        params[name] = {"D": width or None}
+    for name in ("DE", "BTE"):
+        params[name] = acts[name] = {"E": None}
 
 
 def _with_axis(axes: Any, axis: str) -> Any:

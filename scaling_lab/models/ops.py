@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from scaling_lab import dims
+from scaling_lab.parallel.experts.products import Product
 from scaling_lab.parallel.verbs import Batch, Mask, Segment, Verbs, causal_mask
 
 Array = jax.Array
@@ -73,6 +74,12 @@ def _gated_silu_backward(factors, d_BTF):
 
 
 gated_silu.defvjp(_gated_silu_forward, _gated_silu_backward)
+
+
+def swiglu(product: Product, h_CD: Array) -> Array:
+    """One expert: a gated feed-forward of rows (`verbs.Verbs.experts`)."""
+    gate_CF, up_CF = product(h_CD, "gate_EDF"), product(h_CD, "up_EDF")
+    return product(gated_silu(gate_CF, up_CF), "down_EFD")
 
 
 def normal(key: Array, shape: tuple[int, ...], deviation: float = 0.02) -> nnx.Param:

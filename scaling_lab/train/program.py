@@ -14,7 +14,7 @@ from jax.sharding import AxisType, SingleDeviceSharding
 from scaling_lab import dims, layouts, models, optimizers
 from scaling_lab.config import RunConfig
 from scaling_lab.layouts import ExplicitPlacement, Placement
-from scaling_lab.parallel import attention, cudnn, equations, splash
+from scaling_lab.parallel import attention, cudnn, equations, experts, splash
 from scaling_lab.train.step import (
     Metrics,
     TrainState,
@@ -101,9 +101,13 @@ def make_placement(config: RunConfig, devices: Any = None) -> Placement:
 def _habits(platform: str) -> dict[str, Any]:
     """The mechanisms of one device that suit a platform."""
     if platform == "tpu":
-        return {"attend_with": splash.attend, "attend_residual": attention.RESIDUAL}
+        return {
+            "attend_with": splash.attend,
+            "attend_residual": attention.RESIDUAL,
+            "group_with": experts.ragged,
+        }
     if platform in ("gpu", "cuda"):
-        return {"attend_with": cudnn.attend}
+        return {"attend_with": cudnn.attend, "group_with": experts.ragged}
     if platform == "cpu":  # what suits its caches and Eigen's products
         return {
             "attend_with": attention.blockwise,
@@ -172,7 +176,7 @@ def _rests(place: Placement, kind: str, letters: str, name: str = "") -> Any:
 
 
 def _evaluate(config: RunConfig, place: Placement, params: Any, batch: Metrics):
-    token = token_loss(config, place, params, batch)
+    token, _ = token_loss(config, place, params, batch)
     return {
         "nats": jnp.sum(token.nll_BT),
         "tokens": jnp.sum(batch["targets_BT"] >= 0),

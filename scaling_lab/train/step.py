@@ -44,7 +44,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Metrics):
         gradients, metrics = _gradients(config, place, state.params, batch)
-        norms = optimizers.square_norms(gradients)
+        norms = optimizers.square_norms(optimizers.weights(gradients))
         norm = jnp.sqrt(sum(norms.values()))
         with jax.named_scope("optimizer"):
             if config.optimizer.clip is not None:
@@ -61,24 +61,45 @@ def make_train_step(
 
 def token_loss(
     config: RunConfig, place: Placement, params: Any, batch: Metrics
-) -> TokenLoss:
-    """The loss of every token of a batch."""
+) -> tuple[TokenLoss, Metrics]:
+    """The loss of every token of a batch, and what the layers say beside it."""
     family = models.family_of(config.model)
     output = family.hidden(config.model, params, batch, place)
     head_DV = family.head(config.model, params)
-    return place.cross_entropy(
+    token = place.cross_entropy(
         output.hidden_BTD, head_DV, batch["targets_BT"], name="head"
     )
+    return token, routed(output.aux)
+
+
+def routed(auxes: Any) -> Metrics:
+    """Losses of all layers with experts, and their mean load; nothing without any.
+
+    Args:
+      auxes: of each segment of the stack, `parallel.experts.routing.statistics`
+        summed over its layers.
+    """
+    said = [aux for aux in auxes or () if aux]
+    if not said:
+        return {}
+    total = dict(jax.tree.map(lambda *parts: sum(parts), *said))
+    loss, layers = total.pop("loss"), total.pop("layers")
+    return {"loss": loss, **{key: value / layers for key, value in total.items()}}
 
 
 def _loss(
     config: RunConfig, place: Placement, params: Any, batch: Metrics, total: Array
 ):
-    token = token_loss(config, place, params, batch)
+    token, experts = token_loss(config, place, params, batch)
     nll = jnp.sum(token.nll_BT) / total
     z = jnp.sum(jnp.square(token.log_normalizer_BT)) / total
     loss = nll + config.z_loss * z
-    return loss, {"loss": loss, "nll": nll, "z": z}
+    metrics: dict[str, Any] = {"nll": nll, "z": z}
+    if experts:  # of every microbatch alike, however many targets it has
+        own = {key: value / config.accumulate for key, value in experts.items()}
+        loss = loss + own["loss"]
+        metrics["experts"] = own
+    return loss, {"loss": loss, **metrics}
 
 
 def _gradients(config: RunConfig, place: Placement, params: Any, batch: Metrics):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from contracts.training import LAYOUTS, Trained, moments, resting, run_of, same
+from contracts.training import EXPERTS, LAYOUTS, Trained, moments, resting, run_of, same
 from scaling_lab import dims, models
 from scaling_lab.layouts import Layout
 
@@ -50,7 +50,8 @@ QUICK_EXPLICIT = {("llama", "zero1"), ("llama", "fsdp=4,tensor=2+sequence")}
 
 def cases():
     for family in models.families():
-        for layout in LAYOUTS:
+        routed = hasattr(models.family(family).Config, "routing")
+        for layout in [*LAYOUTS, *(EXPERTS if routed else ())]:
             for axis_type in ("auto", "explicit"):
                 quick = axis_type == "auto" or (family, layout) in QUICK_EXPLICIT
                 yield pytest.param(

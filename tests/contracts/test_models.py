@@ -20,6 +20,8 @@ SIZES = [(f, s) for f in models.families() for s in models.family(f).SIZES]
 #: Counts of the released weights, where their publishers or model cards give them.
 PUBLISHED = {
     ("llama", "2-7b"): 6_738_415_616,
+    ("mixtral", "8x7b"): 46_702_792_704,
+    ("mixtral", "8x22b"): 140_620_634_112,
     ("llama", "2-13b"): 13_015_864_320,
     ("llama", "2-70b"): 68_976_648_192,
     ("llama", "1b"): 1_235_814_400,
@@ -186,13 +188,12 @@ class Listening(Placement):
         self._heard(name)
         return super().attend(*arrays, name=name)
 
-    def experts(self, h_BTD, router_DE, weights, expert, *, top_k, name):
+    def experts(self, h_BTD, router_DE, weights, expert, *, name, **rest):
         self._heard(name)
-        self.used.update({"router_DE", *weights})
+        bias = {"router_bias_E"} if rest.get("bias_E") is not None else set()
+        self.used.update({"router_DE", *weights}, bias)
         self.handed.append(expert)
-        return super().experts(
-            h_BTD, router_DE, weights, expert, top_k=top_k, name=name
-        )
+        return super().experts(h_BTD, router_DE, weights, expert, name=name, **rest)
 
     def stack(self, segments, x_BTD, per_batch, cache=None):
         self.handed.extend(segment.block for segment in segments)
