@@ -144,7 +144,7 @@ class Ledger:
         sizes |= {"E": jnp.asarray(router_DE).shape[1], "C": routing.top_k}
         self._write("einsum", f"{name}/router", "BTD,DE->BTE", sizes)
         more = {"top_k": routing.top_k}
-        self._write("experts", f"{name}/sent", "BTD->BTCD", sizes, **more)
+        self._write("experts", f"{name}/sent", "BTD,BTC->BTCD", sizes, **more)
 
         def product(x_CD: Array, key: str) -> Array:
             _, read, written = dims.letters(key)
@@ -155,7 +155,7 @@ class Ledger:
             return jnp.zeros((*x_CD.shape[:-1], shape[2]), x_CD.dtype)
 
         expert(product, h_BTD.reshape(-1, sizes["D"]))
-        self._write("experts", name, "BTCD->BTD", sizes, **more)
+        self._write("experts", name, "BTCD,BTC->BTD", sizes, **more)
         return jnp.zeros_like(h_BTD), {}
 
     def stack(

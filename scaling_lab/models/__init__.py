@@ -54,6 +54,17 @@ def size(family_name: str, name: str) -> Any:
     return sizes[name]
 
 
+def widths(config: Any, letter: str) -> tuple[int, ...]:
+    """The sizes that a dim has in a model: one, but where its config lists more.
+
+    Unlike layers count L apart, and experts of another width than a dense layer's F.
+    """
+    listed = getattr(config, "widths", {}).get(letter)
+    if listed:
+        return listed
+    return (getattr(config, "length" if letter == "T" else letter),)
+
+
 def family_of(config: Any) -> ModuleType:
     """The file a config comes from."""
     return importlib.import_module(type(config).__module__)
