@@ -203,11 +203,16 @@ def record(config: RunConfig) -> tuple[Entry, ...]:
     }
 
     def forward(params: Any, batch: Any) -> Any:
-        hidden_BTD = family.hidden(config.model, params, batch, ledger).hidden_BTD
+        output = family.hidden(config.model, params, batch, ledger)
         head_DV = family.head(config.model, params)
-        return ledger.cross_entropy(
-            hidden_BTD, head_DV, batch["targets_BT"], name="head"
-        )
+        told = [(output.hidden_BTD, batch["targets_BT"], "head")]
+        more = models.further(config.model, params, batch, ledger, output)
+        if more is not None:
+            told.append((more[0].hidden_BTD, more[1], "further/head"))
+        return [
+            ledger.cross_entropy(hidden_BTD, head_DV, targets_BT, name=name)
+            for hidden_BTD, targets_BT, name in told
+        ]
 
     jax.eval_shape(forward, config.abstract_params, batch)
     return tuple(ledger.entries)

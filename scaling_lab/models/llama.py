@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -176,11 +177,23 @@ def hidden(
     config: Config, params: Any, batch: Any, place: Verbs, cache: Any = None
 ) -> Output:
     """Tokens to the normed hidden state under the head."""
+    return through(Block, config, params, batch, place, cache)
+
+
+def through(
+    block: Callable[..., nnx.Module],
+    config: Any,
+    params: Any,
+    batch: Any,
+    place: Verbs,
+    cache: Any,
+) -> Output:
+    """`hidden` of a family that differs from Llama in its block alone."""
     x_BTD = place.take(params["embed_VD"], batch["tokens_BT"], name="embed")
     tables = rope_tables(
         batch["positions_BT"], config.H, config.rope_base, config.rope_scaling
     )
-    layers = segment(Block, config, params["layers"])
+    layers = segment(block, config, params["layers"])
     x_BTD, aux, cache = place.stack([layers], x_BTD, {**batch, **tables}, cache)
     hidden_BTD = rms_norm(
         place,
@@ -192,7 +205,7 @@ def hidden(
     return Output(hidden_BTD, aux, cache)
 
 
-def head(config: Config, params: Any) -> Array:
+def head(config: Any, params: Any) -> Array:
     """The matrix from hidden state to logits."""
     return params["embed_VD"].T if config.tied else params["head_DV"]
 

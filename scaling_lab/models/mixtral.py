@@ -15,8 +15,6 @@ from scaling_lab.models.ops import (
     normal,
     parameters,
     rms_norm,
-    rope_tables,
-    segment,
     stacked,
     swiglu,
 )
@@ -40,6 +38,7 @@ class Config:
     routing: Routing = Routing(top_k=2, balance=0.02)
     tied: bool = False
     rope_base: float = 1_000_000.0
+    rope_scaling: None = None
     norm_epsilon: float = 1e-5
     length: int = 32_768
 
@@ -65,7 +64,7 @@ SIZES: dict[str, Config] = {
 class Block(llama.Attention):
     """One layer: attention and a choice of experts, each on a normed residual."""
 
-    def __init__(self, c: Config, rngs: nnx.Rngs):
+    def __init__(self, c: Any, rngs: nnx.Rngs):
         super().__init__(c, rngs)
         key = rngs.params
         out = 0.02 * (2 * c.L) ** -0.5
@@ -117,23 +116,10 @@ def hidden(
     config: Config, params: Any, batch: Any, place: Verbs, cache: Any = None
 ) -> Output:
     """Tokens to the normed hidden state under the head."""
-    x_BTD = place.take(params["embed_VD"], batch["tokens_BT"], name="embed")
-    tables = rope_tables(batch["positions_BT"], config.H, config.rope_base, None)
-    layers = segment(Block, config, params["layers"])
-    x_BTD, aux, cache = place.stack([layers], x_BTD, {**batch, **tables}, cache)
-    hidden_BTD = rms_norm(
-        place,
-        x_BTD,
-        params["final_norm_D"],
-        epsilon=config.norm_epsilon,
-        name="final_norm",
-    )
-    return Output(hidden_BTD, aux, cache)
+    return llama.through(Block, config, params, batch, place, cache)
 
 
-def head(config: Config, params: Any) -> Array:
-    """The matrix from hidden state to logits."""
-    return params["embed_VD"].T if config.tied else params["head_DV"]
+head = llama.head
 
 
 def parameter_count(c: Config) -> int:

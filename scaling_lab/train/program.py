@@ -176,7 +176,7 @@ def _rests(place: Placement, kind: str, letters: str, name: str = "") -> Any:
 
 
 def _evaluate(config: RunConfig, place: Placement, params: Any, batch: Metrics):
-    token, _ = token_loss(config, place, params, batch)
+    token = token_loss(config, place, params, batch)
     return {
         "nats": jnp.sum(token.nll_BT),
         "tokens": jnp.sum(batch["targets_BT"] >= 0),

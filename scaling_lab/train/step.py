@@ -61,15 +61,14 @@ def make_train_step(
 
 def token_loss(
     config: RunConfig, place: Placement, params: Any, batch: Metrics
-) -> tuple[TokenLoss, Metrics]:
-    """The loss of every token of a batch, and what the layers say beside it."""
+) -> TokenLoss:
+    """The loss of every token of a batch."""
     family = models.family_of(config.model)
     output = family.hidden(config.model, params, batch, place)
     head_DV = family.head(config.model, params)
-    token = place.cross_entropy(
+    return place.cross_entropy(
         output.hidden_BTD, head_DV, batch["targets_BT"], name="head"
     )
-    return token, routed(output.aux)
 
 
 def routed(auxes: Any) -> Metrics:
@@ -90,11 +89,27 @@ def routed(auxes: Any) -> Metrics:
 def _loss(
     config: RunConfig, place: Placement, params: Any, batch: Metrics, total: Array
 ):
-    token, experts = token_loss(config, place, params, batch)
+    family = models.family_of(config.model)
+    output = family.hidden(config.model, params, batch, place)
+    head_DV = family.head(config.model, params)
+    token = place.cross_entropy(
+        output.hidden_BTD, head_DV, batch["targets_BT"], name="head"
+    )
     nll = jnp.sum(token.nll_BT) / total
     z = jnp.sum(jnp.square(token.log_normalizer_BT)) / total
     loss = nll + config.z_loss * z
     metrics: dict[str, Any] = {"nll": nll, "z": z}
+    auxes = list(output.aux or ())
+    more = models.further(config.model, params, batch, place, output)
+    if more is not None:
+        then, targets_BT, weight = more
+        token = place.cross_entropy(
+            then.hidden_BTD, head_DV, targets_BT, name="further/head"
+        )
+        metrics["further"] = jnp.sum(token.nll_BT) / total
+        loss = loss + weight * metrics["further"]
+        auxes += then.aux
+    experts = routed(auxes)
     if experts:  # of every microbatch alike, however many targets it has
         own = {key: value / config.accumulate for key, value in experts.items()}
         loss = loss + own["loss"]

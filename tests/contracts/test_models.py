@@ -22,6 +22,22 @@ PUBLISHED = {
     ("llama", "2-7b"): 6_738_415_616,
     ("mixtral", "8x7b"): 46_702_792_704,
     ("mixtral", "8x22b"): 140_620_634_112,
+    ("qwen3", "0.6b"): 596_049_920,
+    ("qwen3", "1.7b"): 1_720_574_976,
+    ("qwen3", "4b"): 4_022_468_096,
+    ("qwen3", "8b"): 8_190_735_360,
+    ("qwen3", "14b"): 14_768_307_200,
+    ("qwen3", "32b"): 32_762_123_264,
+    ("qwen3_moe", "30b-a3b"): 30_532_122_624,
+    ("qwen3_moe", "235b-a22b"): 235_093_634_560,
+    ("gemma3", "1b"): 999_885_952,
+    # Of the released 4,300,079,472, 12,187,325,040 and 27,432,406,640 all but the
+    # images' encoder (416,866,032) and its projection (1152·D + 1152).
+    ("gemma3", "4b"): 3_880_263_168,
+    ("gemma3", "12b"): 11_766_034_176,
+    ("gemma3", "27b"): 27_009_346_304,
+    ("deepseek", "v2-lite"): 15_706_484_224,
+    ("deepseek", "v3"): 671_026_419_200,
     ("llama", "2-13b"): 13_015_864_320,
     ("llama", "2-70b"): 68_976_648_192,
     ("llama", "1b"): 1_235_814_400,
@@ -214,7 +230,14 @@ class Listening(Placement):
 def listen(family, config, params):
     place = Listening(Layout({}))
     batch = batch_of(jnp.zeros((1, 8), jnp.int32))
-    jax.eval_shape(lambda p: family.hidden(config, p, batch, place).hidden_BTD, params)
+    batch["targets_BT"] = batch["tokens_BT"]
+
+    def heard(params):
+        output = family.hidden(config, params, batch, place)
+        more = models.further(config, params, batch, place, output)
+        return output.hidden_BTD, more[0].hidden_BTD if more else None
+
+    jax.eval_shape(heard, params)
     return place
 
 
