@@ -102,6 +102,15 @@ def unstacked(name: str) -> str:
     return f"{stem(name)}_{dims[1:]}"
 
 
+def sizes(config: Any) -> dict[str, int]:
+    """Letter -> size, of the fields of a model's config that are sizes of dims."""
+    return {
+        name: value
+        for name, value in vars(config).items()
+        if name in ALPHABET and value is not None
+    }
+
+
 def keys(path: Any) -> list[str]:
     """The words of a tree path, dict keys and field names alike; indices are ``""``."""
     return [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]

@@ -18,7 +18,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 #: Divisible by eight devices wherever a layout divides, and nothing more.
-TINY = {"L": 2, "D": 64, "N": 8, "K": 4, "H": 8, "F": 128, "V": 256}
+TINY = {"L": 2, "D": 64, "N": 8, "K": 4, "H": 8, "F": 128, "V": 256, "E": 8}
 
 
 def tiny_model(family, **changes):

@@ -17,6 +17,7 @@ from scaling_lab.layouts import Layout, fit_kv_heads, fit_stages
 from scaling_lab.models.ops import RopeScaling
 from scaling_lab.names import one_of
 from scaling_lab.optimizers import OptimizerConfig
+from scaling_lab.parallel.verbs import Routing
 
 #: Of the hash; raised only when old configs would mean something else.
 SCHEMA = 1
@@ -77,8 +78,11 @@ class RunConfig:
     @property
     def dim_sizes(self) -> dict[str, int]:
         """Letter -> size, of the model and of one microbatch."""
-        sizes = {k: v for k, v in vars(self.model).items() if k in dims.ALPHABET}
-        return {**sizes, "B": self.batch // self.accumulate, "T": self.length}
+        return {
+            **dims.sizes(self.model),
+            "B": self.batch // self.accumulate,
+            "T": self.length,
+        }
 
     @functools.cached_property
     def placed_layout(self) -> Layout:
@@ -128,6 +132,8 @@ class RunConfig:
         family = models.family(model.pop("family"))
         if isinstance(model.get("rope_scaling"), Mapping):
             model["rope_scaling"] = RopeScaling(**model["rope_scaling"])
+        if isinstance(model.get("routing"), Mapping):
+            model["routing"] = _build(Routing, model["routing"])
         fields: dict[str, Any] = {
             "model": _build(family.Config, model),
             "layout": Layout.from_json(data.pop("layout")),

@@ -45,6 +45,7 @@ def validate(config: RunConfig, devices: int | None = None) -> None:
             f"{config.family} {config.size}; use --length {longest} or less"
         )
     _check_widths(config.model)
+    _check_experts(config)
     make(config.optimizer, config.steps)
     _check_stages(config)
     target = config.parsed_target()
@@ -71,7 +72,7 @@ def check_remat(policy: str, verbs: list[str]) -> None:
 
 
 def _check_ranges(config: RunConfig) -> None:
-    sizes = {k: v for k, v in vars(config.model).items() if k in dims.ALPHABET}
+    sizes = dims.sizes(config.model)
     counts = {f: getattr(config, f) for f in ("batch", "length", "steps", "accumulate")}
     for name, value in {**counts, **sizes}.items():
         if value < 1:
@@ -108,6 +109,19 @@ def _check_stages(config: RunConfig) -> None:
             "explicit axes alone; use --axis-type auto"
         )
     check_stages(layout, config.model.L, config.batch, config.accumulate)
+
+
+def _check_experts(config: RunConfig) -> None:
+    routing = getattr(config.model, "routing", None)
+    if routing is None:
+        return
+    routing.check(config.model.E)
+    bound = config.layout.mechanism("experts", "")
+    if bound == "capacity" and routing.choice == "expert":
+        raise ValueError(
+            "routing choice='expert' gives each expert a full queue, and +capacity "
+            "would cut it again; leave +capacity out, or say choice='token'"
+        )
 
 
 def _check_widths(model: Any) -> None:

@@ -18,7 +18,7 @@ from scaling_lab import dims, models
 from scaling_lab.config import RunConfig
 from scaling_lab.parallel import equations
 from scaling_lab.parallel.masks import Batch, Mask
-from scaling_lab.parallel.verbs import Segment, TokenLoss
+from scaling_lab.parallel.verbs import Routing, Segment, TokenLoss
 
 Array = jax.Array
 
@@ -32,7 +32,7 @@ class Entry:
       name: the verb's name. equation: in dims, ``"BTD,DF->BTF"``.
       sizes: letter -> size, of one microbatch.
       times: how often in one forward pass: the layers of its stack.
-      density: of the attention mask. top_k: of the experts.
+      density: of the attention mask. top_k: experts that each token's C rows go to.
       ends: last of its block. Its result is the next block's input, which is kept.
     """
 
@@ -71,6 +71,10 @@ class Entry:
             return self.times * 4 * pairs * self.elements("NH")
         if self.verb == "take":
             return 0.0
+        if self.verb == "experts":  # a row meets one expert's weights
+            letters = set(self.equation) & set(self.sizes) - {"E"}
+            rows = self.times * 2.0 * self.elements("".join(sorted(letters)))
+            return rows if self.weights else 0.0
         terms, output = equations.parse(self.equation)
         if not equations.contracted(terms, output):
             return 0.0
@@ -128,14 +132,32 @@ class Ledger:
         weights: Mapping[str, Any],
         expert: Callable[..., Array],
         *,
-        top_k: int,
+        routing: Routing,
         name: str,
-    ) -> Array:
-        """Writes the router down; what its experts do is not counted yet."""
+        bias_E: Any = None,
+    ) -> tuple[Array, dict[str, Array]]:
+        """Writes down the router, each row's products with its expert, and the rest.
+
+        C counts a token's choices. What is computed is what routing asks for: places
+        that stay empty are not counted.
+        """
         sizes = dict(zip("BTD", h_BTD.shape, strict=True))
-        sizes["E"] = jnp.asarray(router_DE).shape[1]
-        self._write("experts", name, "BTD,DE->BTE", sizes, top_k=top_k)
-        return jnp.zeros_like(h_BTD)
+        sizes |= {"E": jnp.asarray(router_DE).shape[1], "C": routing.top_k}
+        self._write("einsum", f"{name}/router", "BTD,DE->BTE", sizes)
+        more = {"top_k": routing.top_k}
+        self._write("experts", f"{name}/sent", "BTD,BTC->BTCD", sizes, **more)
+
+        def product(x_CD: Array, key: str) -> Array:
+            _, read, written = dims.letters(key)
+            shape = jnp.asarray(weights[key]).shape
+            own = sizes | dict(zip(dims.letters(key), shape, strict=True))
+            equation = f"BTC{read},E{read}{written}->BTC{written}"
+            self._write("experts", f"{name}/{dims.stem(key)}", equation, own, **more)
+            return jnp.zeros((*x_CD.shape[:-1], shape[2]), x_CD.dtype)
+
+        expert(product, h_BTD.reshape(-1, sizes["D"]))
+        self._write("experts", name, "BTCD,BTC->BTD", sizes, **more)
+        return jnp.zeros_like(h_BTD), {}
 
     def stack(
         self, segments: Sequence[Segment], x_BTD: Array, per_batch: Batch, cache=None
@@ -182,11 +204,16 @@ def record(config: RunConfig) -> tuple[Entry, ...]:
     }
 
     def forward(params: Any, batch: Any) -> Any:
-        hidden_BTD = family.hidden(config.model, params, batch, ledger).hidden_BTD
+        output = family.hidden(config.model, params, batch, ledger)
         head_DV = family.head(config.model, params)
-        return ledger.cross_entropy(
-            hidden_BTD, head_DV, batch["targets_BT"], name="head"
-        )
+        told = [(output.hidden_BTD, batch["targets_BT"], "head")]
+        more = models.further(config.model, params, batch, ledger, output)
+        if more is not None:
+            told.append((more[0].hidden_BTD, more[1], "further/head"))
+        return [
+            ledger.cross_entropy(hidden_BTD, head_DV, targets_BT, name=name)
+            for hidden_BTD, targets_BT, name in told
+        ]
 
     jax.eval_shape(forward, config.abstract_params, batch)
     return tuple(ledger.entries)

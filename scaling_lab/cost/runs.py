@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from scaling_lab import dims
 from scaling_lab.config import RunConfig
 from scaling_lab.cost import activations
-from scaling_lab.cost.flops import parameters, recomputed
+from scaling_lab.cost.flops import recomputed
 from scaling_lab.cost.ledger import record
 from scaling_lab.cost.machines import machine_columns, peak_of
 from scaling_lab.cost.points import PRECISIONS, REMATS, SCHEDULES, STACKS, Points
 from scaling_lab.hardware import Chip, chip
 from scaling_lab.layouts import Layout, virtual_of
+from scaling_lab.models.shape import sizes
 
 #: Bytes of optimizer state of one parameter, in float32; there is no master copy.
 STATE_BYTES = {"adamw": 8.0, "lion": 4.0, "muon": 4.0, "adafactor": 0.1}
@@ -63,6 +63,9 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
     layout = config.layout
     found = config.parsed_target().chip or local or chip("cpu")
     mesh = {axis: layout.mesh.get(axis, 1) for axis in ("data", "fsdp", "tensor")}
+    expert = layout.mesh.get("expert", 1)
+    # To all but experts their axis is one more over which weights rest divided.
+    mesh["fsdp"] *= expert
     replicas = mesh["data"] * mesh["fsdp"]
     kinds = {"none": "none", "full": "full"}
     kind = config.remat.partition(":")[0]
@@ -80,7 +83,7 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
         "stage": layout.mesh.get("stage", 1),
         "virtual_stages": virtual_of(layout),
         "context": layout.mesh.get("context", 1),
-        "expert": 1,
+        "expert": expert if hasattr(config.model, "routing") else 1,
         # Interleaved or not, every forward pass comes first, and all of them are held.
         "schedule": SCHEDULES.index("1f1b" if _alternates(config) else "gpipe"),
         "overlap": 0,
@@ -100,28 +103,13 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
 
 
 def _model(config: RunConfig) -> dict[str, Any]:
-    model, count = config.model, parameters(config)
-    names = [path.rpartition("/")[2] for path in dims.leaves(config.abstract_params)]
+    found = dict(sizes(config.model))
+    latent = found.pop("latent")
     return {
-        "layers": model.L,
-        "d_model": model.D,
-        "n_heads": model.N,
-        "kv_heads": model.K,
-        "head_dim": model.H,
-        "attention_params": np.nan,
-        "d_ff": model.F,
-        "gated": float(any(name.startswith("gate_") for name in names)),
-        "vocab": model.V,
-        "tied": float(model.tied),
-        "n_experts": 0,
-        "top_k": 0,
-        "expert_d_ff": 0,
-        "shared_d_ff": 0,
-        "dense_layers": 0,
-        "window": 0,
-        "window_share": 0.0,
-        "params": count,
-        "active_params": count,
+        **found,
+        "gated": float(found["gated"]),
+        "tied": float(found["tied"]),
+        "attention_params": np.nan if latent is None else latent,
     }
 
 

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from scaling_lab import dims
 from scaling_lab.config import RunConfig
 from scaling_lab.cost.ledger import Entry, record
-from scaling_lab.layouts import Layout, Spec, passes, stages_of, virtual_of
+from scaling_lab.layouts import Layout, Spec, passes, routed, stages_of, virtual_of
 from scaling_lab.layouts.moves import column_axes
-from scaling_lab.parallel import equations
+from scaling_lab.parallel import equations, experts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +75,8 @@ def of_gradient(
         columns = _column_axes(config, layout, name)
         apart -= set(columns)
         own = ((), columns)
+    # Of an expert its own rows come to it, over the axis that experts are divided over.
+    apart -= {axis for axes in own for axis in axes}
     partial = tuple(axis for axis in layout.mesh if axis in apart)
     # It is reduced in the precision it was computed in, and widened where it rests.
     held = size * jnp.dtype(config.precision).itemsize // 4 // layout.over(own)
@@ -146,6 +148,9 @@ def of_verb(
         yield from _shared_heads(config, layout, entry)
         yield from _divided_keys(config, layout, entry)
         return
+    if entry.verb == "experts":
+        yield from _of_experts(config, layout, entry)
+        return
     terms, output = equations.parse(entry.equation)
     spec = layout.spec("acts", output, entry.name)
     placed = {axis for axes in spec for axis in axes}
@@ -164,6 +169,37 @@ def of_verb(
         if divided:
             yield Implied("all-gather", axes, size, "its gradient")
     yield from _operand_gather(config, layout, entry, (summed, own, placed))
+
+
+def _of_experts(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Implied]:
+    """Rows on their way to experts and back, and what is summed over parts of F.
+
+    Going backwards each makes the way again in the other direction.
+    """
+    word = entry.name.rpartition("/")[2]
+    leaves, returns = word == "sent", entry.output == "BTD"
+    if not (leaves or returns):
+        return
+    itemsize = jnp.dtype(config.precision).itemsize
+    tokens = entry.elements("BTD") * itemsize * entry.times * config.accumulate
+    tokens //= layout.over(layout.spec("acts", "BT"))
+    bound = routed.mechanism(layout)
+    axes = layout.spec("acts", "E")[0]
+    way = "to its experts" if leaves else "and back"
+    if axes and bound == "ring_of_experts":
+        size = tokens * layout.over((axes,))
+        first, then = ("all-gather", "reduce-scatter")[:: 1 if leaves else -1]
+        yield Implied(first, axes, size, f"every token {way}")
+        yield Implied(then, axes, size, "its gradient")
+    elif axes and bound not in experts.WHOLE:
+        rows = entry.top_k * (
+            config.model.routing.capacity if bound == "capacity" else 1
+        )
+        yield Implied("all-to-all", axes, round(2 * tokens * rows), f"rows {way}")
+    inner = layout.spec("acts", "F")[0]
+    if inner and returns:
+        yield Implied("all-reduce", inner, tokens, "partial sums over F")
+        yield Implied("all-reduce", inner, tokens, "gradient of BTD")
 
 
 def _shared_heads(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Implied]:

@@ -26,7 +26,7 @@ MEANING: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "fsdp": (("D",), ("B",)),
     "tensor": (_HEADS_AND_WIDTHS, _HEADS_AND_WIDTHS),
     "context": ((), ("T",)),
-    "expert": (("E",), ("E",)),
+    "expert": (("E", "D"), ("E", "B")),
     # Embedding and head are work for all stages, before and after the layers.
     "stage": (("L", "V"), ("V",)),
 }
@@ -38,6 +38,9 @@ MODIFIERS: dict[str, str] = {
     "zero2": "gradients and optimizer state divided over data (and context)",
     "gather_once": "gathered weights kept for the backward pass",
     "ring": "keys and values go round context, instead of being gathered",
+    "all_to_all": "rows go to the devices of their experts, which is what expert does",
+    "ring_of_experts": "tokens are gathered over expert before they are copied",
+    "capacity": "experts have as many places each; tokens that find none are dropped",
     "interleaved": "chunks of layers on one stage, as interleaved=2, instead of one",
     "1f1b": "stages go forward and backward in turn: few microbatches held, not all",
 }
@@ -45,9 +48,12 @@ MODIFIERS: dict[str, str] = {
 #: Words that take a number of at least 2, as `interleaved=2`.
 COUNTED = ("interleaved",)
 
-#: What a word binds: (axis it needs, verb, mechanism).
+#: What a word binds: (axis it needs, or none; verb; mechanism).
 MECHANISMS: dict[str, tuple[str, str, str]] = {
     "ring": ("context", "attend", "ring"),
+    "all_to_all": ("expert", "experts", "all_to_all"),
+    "ring_of_experts": ("expert", "experts", "ring_of_experts"),
+    "capacity": ("", "experts", "capacity"),
     "interleaved": ("stage", "stack", "interleaved"),
     "1f1b": ("stage", "stack", "1f1b"),
 }
@@ -150,9 +156,11 @@ def _composed(text: str, sizes: Mapping[str, int], modifiers: list[str]) -> Layo
                 table[dim] = _with_axis(table.get(dim), axis)
     # Context devices hold the same weights, so what is divided at all is over them too.
     replicas = [axis for axis in ("data", "context") if axis in sizes]
-    if "context" in sizes and "fsdp" in sizes:
+    if "context" in sizes and "D" in params:
         params["D"] = _with_axis(params["D"], "context")
         replicas.remove("context")
+    if "expert" in sizes:
+        _with_experts(params, acts)
     fields: dict[str, Any] = {}
     for modifier in modifiers:
         word, equals, count = modifier.partition("=")
@@ -168,7 +176,8 @@ def _composed(text: str, sizes: Mapping[str, int], modifiers: list[str]) -> Layo
             fields["gather"] = "step"
         elif word in MECHANISMS:
             axis, verb, mechanism = MECHANISMS[word]
-            _needs(text, word, axis, sizes)
+            if axis:
+                _needs(text, word, axis, sizes)
             bound = {verb: mechanism + equals + count}
             if verb in fields.get("bind", {}):
                 raise IllegalLayout(
@@ -196,6 +205,20 @@ def _counted(text: str, word: str, value: str) -> None:
         raise IllegalLayout(
             f"layout {text!r}: +{word} takes a number of at least 2, as +{word}=2"
         )
+
+
+def _with_experts(params: dict[str, Any], acts: dict[str, Any]) -> None:
+    """What has dim E is divided over expert by it, and nothing else of it is.
+
+    Outside the experts their axis divides the batch, and rests weights by D.
+    """
+    axes = params["D"]
+    axes = (axes,) if isinstance(axes, str) else axes
+    width = tuple(axis for axis in axes if axis != "expert")
+    for name in ("EDF", "EFD"):
+        params[name] = {"D": width or None}
+    for name in ("DE", "BTE"):
+        params[name] = acts[name] = {"E": None}
 
 
 def _with_axis(axes: Any, axis: str) -> Any:

@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from scaling_lab import dims
-from scaling_lab.layouts import stages
+from scaling_lab.layouts import routed, stages
 from scaling_lab.layouts.moves import Moves, column_axes
 from scaling_lab.layouts.tables import Spec
 from scaling_lab.parallel import (
@@ -31,7 +30,7 @@ from scaling_lab.parallel import (
     take,
 )
 from scaling_lab.parallel.masks import Batch, Mask
-from scaling_lab.parallel.verbs import Segment, TokenLoss
+from scaling_lab.parallel.verbs import Routing, Segment, TokenLoss
 
 Array = jax.Array
 
@@ -52,6 +51,7 @@ class Placement(Moves):
       loss_chunks: how many chunks of the vocabulary the loss is cut into, each made
         again in the backward pass; ``None`` decides.
       loss_elements: logits of one device at a time, where it decides.
+      group_with: rows times their experts' weights on one device.
     """
 
     remat: str = "none"
@@ -63,6 +63,7 @@ class Placement(Moves):
     attend_residual: str = ""
     loss_chunks: int | None = None
     loss_elements: int = cross_entropy.KEEP_ELEMENTS
+    group_with: experts.Grouped = experts.blocked
 
     def einsum(
         self, equation: str, *operands: Any, name: str, bias: Any = None
@@ -150,20 +151,29 @@ class Placement(Moves):
         weights: Mapping[str, Any],
         expert: Callable[..., Array],
         *,
-        top_k: int,
+        routing: Routing,
         name: str,
-    ) -> Array:
-        """`Verbs.experts`: every expert on every token, weighted by its gate."""
+        bias_E: Any = None,
+    ) -> tuple[Array, dict[str, Array]]:
+        """`Verbs.experts`: by the mechanism that the layout binds it to."""
+        mechanism = routed.mechanism(self.layout)
+        how = experts.How(name, expert, routing, mechanism, self.group_with)
         with jax.named_scope(name):
-            router_DE = self._use(jnp.asarray(router_DE), "DE", f"{name}/router")
-            used = {
-                key: self._use(jnp.asarray(array), dims.letters(key), name)
+            places = routed.places(self.layout, self.mesh, weights, name)
+            router = jax.tree.map(
+                lambda a: self._constrain(jnp.asarray(a), ((),) * a.ndim),
+                (router_DE, bias_E),
+            )
+            rested = {
+                key: self._constrain(
+                    jnp.asarray(array).astype(self.compute), places.rests.get(key, ())
+                )
                 for key, array in weights.items()
             }
-            gates_BTE = experts.gates(h_BTD, router_DE, top_k)
-            result = experts.dense(h_BTD, gates_BTE, used, expert)
+            h_BTD = self._constrain(h_BTD.astype(self.compute), (*places.tokens, ()))
+            result, aux = experts.run(how, places, h_BTD, router, rested)
             spec = self.layout.spec("acts", "BTD", name)
-            return checkpoint_name(self._constrain(result, spec), name)
+            return checkpoint_name(self._constrain(result, spec), name), aux
 
     def stack(
         self, segments: Sequence[Segment], x_BTD: Array, per_batch: Batch, cache=None

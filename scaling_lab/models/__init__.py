@@ -7,6 +7,9 @@ sizes of dims), `SIZES`, and three pure functions:
 * ``hidden(config, params, batch, place, cache=None) -> Output``;
 * ``head(config, params) -> head_DV``.
 
+A family may also learn from more than the next token: ``further(config, params, batch,
+place, output)`` gives another `Output`, its ``targets_BT`` and their loss's weight.
+
 ``batch`` holds ``tokens_BT``, ``positions_BT`` and ``segments_BT``.
 """
 
@@ -52,6 +55,23 @@ def size(family_name: str, name: str) -> Any:
     if name not in sizes:
         raise ValueError(unknown(f"size of {family_name}", name, list(sizes)))
     return sizes[name]
+
+
+def widths(config: Any, letter: str) -> tuple[int, ...]:
+    """The sizes that a dim has in a model: one, but where its config lists more.
+
+    Unlike layers count L apart, and experts of another width than a dense layer's F.
+    """
+    listed = getattr(config, "widths", {}).get(letter)
+    if listed:
+        return listed
+    return (getattr(config, "length" if letter == "T" else letter),)
+
+
+def further(config: Any, params: Any, batch: Any, place: Any, output: Any) -> Any:
+    """A family's ``further``; ``None`` where it learns from the next token alone."""
+    own = getattr(family_of(config), "further", None)
+    return own(config, params, batch, place, output) if own else None
 
 
 def family_of(config: Any) -> ModuleType:

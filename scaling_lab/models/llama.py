@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -75,10 +76,10 @@ SIZES: dict[str, Config] = {
 }
 
 
-class Block(nnx.Module):
-    """One layer: attention and a gated feed-forward, each on a normed residual."""
+class Attention(nnx.Module):
+    """The first half of a layer: attention on a normed residual."""
 
-    def __init__(self, c: Config, rngs: nnx.Rngs):
+    def __init__(self, c: Any, rngs: nnx.Rngs):
         key = rngs.params
         # Both writers to the residual start small, so depth does not grow its variance.
         out = 0.02 * (2 * c.L) ** -0.5
@@ -88,15 +89,6 @@ class Block(nnx.Module):
         self.key_DKH = normal(key(), (c.D, c.K, c.H))
         self.value_DKH = normal(key(), (c.D, c.K, c.H))
         self.out_NHD = normal(key(), (c.N, c.H, c.D), out)
-        self.ffn_norm_D = constant(1.0, c.D)
-        self.gate_DF = normal(key(), (c.D, c.F))
-        self.up_DF = normal(key(), (c.D, c.F))
-        self.down_FD = normal(key(), (c.F, c.D), out)
-
-    def __call__(self, x_BTD: Array, per_batch: Any, place: Verbs, cache: Any):
-        a_BTD, cache = self.attention(x_BTD, per_batch, place, cache)
-        x_BTD = x_BTD + a_BTD
-        return x_BTD + self.ffn(x_BTD, place), {}, cache
 
     def attention(self, x_BTD: Array, per_batch: Any, place: Verbs, cache: Any):
         h_BTD = rms_norm(
@@ -115,13 +107,37 @@ class Block(nnx.Module):
         v_BTKH = place.einsum(
             "BTD,DKH->BTKH", h_BTD, self.value_DKH, name="attention/value"
         )
-        q_BTNH, k_BTKH = rotate(q_BTNH, per_batch), rotate(k_BTKH, per_batch)
+        q_BTNH, k_BTKH = self.turned(q_BTNH, k_BTKH, per_batch, place)
         k_BSKH, v_BSKH, mask, cache = remember(cache, k_BTKH, v_BTKH, per_batch)
         o_BTNH = place.attend(q_BTNH, k_BSKH, v_BSKH, mask, name="attention/attend")
         o_BTD = place.einsum(
             "BTNH,NHD->BTD", o_BTNH, self.out_NHD, name="attention/out"
         )
         return o_BTD, cache
+
+    def turned(
+        self, q_BTNH: Array, k_BTKH: Array, per_batch: Any, place: Verbs
+    ) -> tuple[Array, Array]:
+        """Queries and keys as they meet: rotated by their positions."""
+        return rotate(q_BTNH, per_batch), rotate(k_BTKH, per_batch)
+
+
+class Block(Attention):
+    """One layer: attention and a gated feed-forward, each on a normed residual."""
+
+    def __init__(self, c: Any, rngs: nnx.Rngs):
+        super().__init__(c, rngs)
+        key = rngs.params
+        out = 0.02 * (2 * c.L) ** -0.5
+        self.ffn_norm_D = constant(1.0, c.D)
+        self.gate_DF = normal(key(), (c.D, c.F))
+        self.up_DF = normal(key(), (c.D, c.F))
+        self.down_FD = normal(key(), (c.F, c.D), out)
+
+    def __call__(self, x_BTD: Array, per_batch: Any, place: Verbs, cache: Any):
+        a_BTD, cache = self.attention(x_BTD, per_batch, place, cache)
+        x_BTD = x_BTD + a_BTD
+        return x_BTD + self.ffn(x_BTD, place), {}, cache
 
     def ffn(self, x_BTD: Array, place: Verbs) -> Array:
         h_BTD = rms_norm(
@@ -141,7 +157,7 @@ class Block(nnx.Module):
 class Ends(nnx.Module):
     """What stands before and after the layers."""
 
-    def __init__(self, c: Config, rngs: nnx.Rngs):
+    def __init__(self, c: Any, rngs: nnx.Rngs):
         self.embed_VD = normal(rngs.params(), (c.V, c.D))
         self.final_norm_D = constant(1.0, c.D)
         if not c.tied:
@@ -161,11 +177,23 @@ def hidden(
     config: Config, params: Any, batch: Any, place: Verbs, cache: Any = None
 ) -> Output:
     """Tokens to the normed hidden state under the head."""
+    return through(Block, config, params, batch, place, cache)
+
+
+def through(
+    block: Callable[..., nnx.Module],
+    config: Any,
+    params: Any,
+    batch: Any,
+    place: Verbs,
+    cache: Any,
+) -> Output:
+    """`hidden` of a family that differs from Llama in its block alone."""
     x_BTD = place.take(params["embed_VD"], batch["tokens_BT"], name="embed")
     tables = rope_tables(
         batch["positions_BT"], config.H, config.rope_base, config.rope_scaling
     )
-    layers = segment(Block, config, params["layers"])
+    layers = segment(block, config, params["layers"])
     x_BTD, aux, cache = place.stack([layers], x_BTD, {**batch, **tables}, cache)
     hidden_BTD = rms_norm(
         place,
@@ -177,7 +205,7 @@ def hidden(
     return Output(hidden_BTD, aux, cache)
 
 
-def head(config: Config, params: Any) -> Array:
+def head(config: Any, params: Any) -> Array:
     """The matrix from hidden state to logits."""
     return params["embed_VD"].T if config.tied else params["head_DV"]
 

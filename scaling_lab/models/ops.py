@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from scaling_lab import dims
+from scaling_lab.parallel.experts.products import Product
 from scaling_lab.parallel.masks import Batch, Mask, causal_mask
 from scaling_lab.parallel.verbs import Segment, Verbs
 
@@ -36,6 +37,20 @@ def rms_norm(
     power_BT1 = jnp.mean(jnp.square(wide_BTD), -1, keepdims=True)
     normed_BTD = (wide_BTD * jax.lax.rsqrt(power_BT1 + epsilon)).astype(x_BTD.dtype)
     return place.einsum("BTD,D->BTD", normed_BTD, scale_D, name=name)
+
+
+def head_norm(
+    place: Verbs, x_BTNH: Array, scale_H: Any, *, epsilon: float, name: str, heads: str
+) -> Array:
+    """`rms_norm` of every head by itself (Dehghani et al. 2023, section 2).
+
+    Args:
+      heads: the letter of the heads' dim, N or K.
+    """
+    wide_BTNH = x_BTNH.astype(jnp.float32)
+    power_BTN1 = jnp.mean(jnp.square(wide_BTNH), -1, keepdims=True)
+    normed_BTNH = (wide_BTNH * jax.lax.rsqrt(power_BTN1 + epsilon)).astype(x_BTNH.dtype)
+    return place.einsum(f"BT{heads}H,H->BT{heads}H", normed_BTNH, scale_H, name=name)
 
 
 def layer_norm(
@@ -76,6 +91,12 @@ def _gated_silu_backward(factors, d_BTF):
 gated_silu.defvjp(_gated_silu_forward, _gated_silu_backward)
 
 
+def swiglu(product: Product, h_CD: Array) -> Array:
+    """One expert: a gated feed-forward of rows (`verbs.Verbs.experts`)."""
+    gate_CF, up_CF = product(h_CD, "gate_EDF"), product(h_CD, "up_EDF")
+    return product(gated_silu(gate_CF, up_CF), "down_EFD")
+
+
 def normal(key: Array, shape: tuple[int, ...], deviation: float = 0.02) -> nnx.Param:
     """A float32 weight from a normal distribution cut at three deviations."""
     draw = jax.random.truncated_normal(key, -3.0, 3.0, shape, jnp.float32)
@@ -98,9 +119,17 @@ class RopeScaling:
 
 
 def rope_tables(
-    positions_BT: Array, width: int, base: float, scaling: RopeScaling | None
+    positions_BT: Array,
+    width: int,
+    base: float,
+    scaling: RopeScaling | None,
+    prefix: str = "",
 ) -> dict[str, Array]:
-    """Sines and cosines of rotary positions (Su et al. 2021), P = width / 2."""
+    """Sines and cosines of rotary positions (Su et al. 2021), P = width / 2.
+
+    Args:
+      prefix: of the tables' names, where a model has several.
+    """
     frequency_P = base ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
     if scaling is not None:
         wavelength_P = 2 * math.pi / frequency_P
@@ -109,11 +138,17 @@ def rope_tables(
         blend_P = jnp.clip(blend_P, 0.0, 1.0)
         frequency_P *= blend_P + (1 - blend_P) / scaling.factor
     angle_BTP = positions_BT.astype(jnp.float32)[..., None] * frequency_P[None, None]
-    return {"sine_BTP": jnp.sin(angle_BTP), "cosine_BTP": jnp.cos(angle_BTP)}
+    return {
+        f"{prefix}sine_BTP": jnp.sin(angle_BTP),
+        f"{prefix}cosine_BTP": jnp.cos(angle_BTP),
+    }
 
 
-def rotate(x_BTNH: Array, per_batch: Batch) -> Array:
+def rotate(x_BTNH: Array, per_batch: Batch, prefix: str = "") -> Array:
     """Turns pairs (i, i + H/2) of a head by their position's angle.
+
+    Args:
+      prefix: of the names of `rope_tables` in `per_batch`.
 
     In bfloat16 the pairs change places by a product with a signed permutation, which
     is exact: halves of a head are narrower than an accelerator's lanes, and cutting
@@ -122,7 +157,7 @@ def rotate(x_BTNH: Array, per_batch: Batch) -> Array:
     wide_BTNH = x_BTNH.astype(jnp.float32)
     sine_BT1H, cosine_BT1H = (
         jnp.concatenate([per_batch[key][:, :, None]] * 2, -1)
-        for key in ("sine_BTP", "cosine_BTP")
+        for key in (f"{prefix}sine_BTP", f"{prefix}cosine_BTP")
     )
     if x_BTNH.dtype == jnp.bfloat16:
         partner_BTNH = jnp.einsum(
@@ -148,28 +183,40 @@ def _partner(width: int) -> np.ndarray:
 
 
 def empty_cache(config: Any, batch: int, length: int, dtype: Any) -> list[dict]:
-    """A KV cache of one segment: room for `length` positions, none written yet."""
-    shape = (config.L, batch, length, config.K, config.H)
-    written = jnp.zeros((config.L,), jnp.int32)
+    """A KV cache: of every segment room for `length` positions, none written yet.
+
+    A config with unlike layers lists its segments' depths as ``depths``, and one whose
+    cached heads are wider than H says so as ``cached_width``.
+    """
+    width = getattr(config, "cached_width", config.H)
+    one = (batch, length, config.K, width)
     return [
         {
-            "key_LBSKH": jnp.zeros(shape, dtype),
-            "value_LBSKH": jnp.zeros(shape, dtype),
-            "written_L": written,
+            "key_LBSKH": jnp.zeros((depth, *one), dtype),
+            "value_LBSKH": jnp.zeros((depth, *one), dtype),
+            "written_L": jnp.zeros((depth,), jnp.int32),
         }
+        for depth in getattr(config, "depths", (config.L,))
     ]
 
 
 def remember(
-    cache: Any, k_BTKH: Array, v_BTKH: Array, per_batch: Batch
+    cache: Any,
+    k_BTKH: Array,
+    v_BTKH: Array,
+    per_batch: Batch,
+    window: int | None = None,
 ) -> tuple[Array, Array, Mask, Any]:
     """What attention should see, with and without a cache.
+
+    Args:
+      window: positions back that a query sees; ``None`` is all.
 
     Returns:
       keys, values, the causal mask over them, and the cache with them written.
     """
     if cache is None:
-        return k_BTKH, v_BTKH, causal_mask(per_batch), None
+        return k_BTKH, v_BTKH, causal_mask(per_batch, window), None
     at = cache["written_L"]
     write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
     key_BSKH = write(cache["key_LBSKH"], k_BTKH, at)
@@ -177,7 +224,7 @@ def remember(
     batch, slots = key_BSKH.shape[:2]
     slots_BS = jnp.broadcast_to(jnp.arange(slots)[None], (batch, slots))
     # A slot not yet written stands later than every query, so causality hides it.
-    mask = Mask(per_batch["positions_BT"], slots_BS)
+    mask = Mask(per_batch["positions_BT"], slots_BS, window=window)
     after = {
         "key_LBSKH": key_BSKH,
         "value_LBSKH": value_BSKH,
@@ -198,14 +245,18 @@ def parameters(module: nnx.Module) -> dict[str, Any]:
 
 
 def stacked(
-    block: Callable[..., nnx.Module], config: Any, key: Array
+    block: Callable[..., nnx.Module], config: Any, key: Array, depth: int | None = None
 ) -> dict[str, Any]:
-    """Parameters of L like layers, each from its own key, stacked with a leading L."""
+    """Parameters of like layers, each from its own key, stacked with a leading L.
+
+    Args:
+      depth: how many; default all L of the config.
+    """
 
     def one(key):
         return parameters(block(config, nnx.Rngs(key)))
 
-    layers = jax.vmap(one)(jax.random.split(key, config.L))
+    layers = jax.vmap(one)(jax.random.split(key, depth or config.L))
     return {dims.stacked(name): array for name, array in layers.items()}
 
 

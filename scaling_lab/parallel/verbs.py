@@ -10,6 +10,7 @@ verb's name is the stem of its weight: ``ffn/gate`` contracts ``gate_DF``.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +19,67 @@ import jax
 from scaling_lab.parallel.masks import Batch, Mask
 
 Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Routing:
+    """How tokens find their experts.
+
+    Attributes:
+      top_k: experts of a token; where experts choose, the mean.
+      gate: ``softmax`` over the experts, or a ``sigmoid`` of each.
+      choice: ``token`` (each token its best experts) or ``expert`` (each expert its
+        best tokens of the whole microbatch).
+      normalise: whether a token's weights are made to sum to 1.
+      scaling: of the weights, afterwards.
+      groups: of experts, of which a token looks into the best `top_groups`.
+      capacity: places of an expert over the mean, where a layout binds the verb to
+        places; nothing else drops a token.
+      balance, z: weights of the load-balance loss and of the router's z-loss, of every
+        layer.
+    """
+
+    top_k: int = 2
+    gate: str = "softmax"
+    choice: str = "token"
+    normalise: bool = True
+    scaling: float = 1.0
+    groups: int = 1
+    top_groups: int = 1
+    capacity: float = 1.25
+    balance: float = 0.01
+    z: float = 0.0
+
+    def check(self, experts: int) -> None:
+        """Raises unless a layer of so many experts can be routed so.
+
+        Raises:
+          ValueError: what is wrong, and what would do.
+        """
+        if self.gate not in ("softmax", "sigmoid"):
+            raise ValueError(f"gate={self.gate!r}; say softmax or sigmoid")
+        if self.choice not in ("token", "expert"):
+            raise ValueError(f"choice={self.choice!r}; say token or expert")
+        if not 1 <= self.top_k <= experts:
+            raise ValueError(
+                f"top_k={self.top_k} of E={experts} experts; use 1 to {experts}"
+            )
+        if not self.capacity > 0:
+            raise ValueError(f"capacity={self.capacity}: must be above 0, as 1.25")
+        if self.groups == 1:
+            return
+        size, rest = divmod(experts, self.groups)
+        if rest or size < 2 or not 1 <= self.top_groups <= self.groups:
+            raise ValueError(
+                f"groups={self.groups}, top_groups={self.top_groups} of E={experts} "
+                f"experts: groups are equal and of two or more, as {experts // 2}, and "
+                "top_groups at most as many"
+            )
+        if self.top_k > self.top_groups * size:
+            raise ValueError(
+                f"top_k={self.top_k} is more than the {self.top_groups * size} experts "
+                f"of {self.top_groups} groups; raise top_groups"
+            )
 
 
 class TokenLoss(NamedTuple):
@@ -72,10 +134,20 @@ class Verbs(Protocol):
         weights: Mapping[str, Any],
         expert: Callable[..., Array],
         *,
-        top_k: int,
+        routing: Routing,
         name: str,
-    ) -> Array:
-        """Top-k routing: each token through its k best experts, gates summing to 1."""
+        bias_E: Any = None,
+    ) -> tuple[Array, dict[str, Array]]:
+        """Each token through some experts: ``BTD``, and the layer's losses and load.
+
+        Args:
+          weights: of the experts, by their names: ``gate_EDF``.
+          expert: ``(product, h_CD) -> CD``, what one expert does to rows of its own;
+            ``product(x, "gate_EDF")`` is rows times their expert's weight. It closes
+            over no arrays.
+          bias_E: added where experts are chosen, not to their weights. It is no weight
+            to the optimizer: its gradient is its expert's excess load.
+        """
         ...
 
     def stack(

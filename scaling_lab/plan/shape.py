@@ -11,11 +11,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from scaling_lab import models
 from scaling_lab.dims import ALPHABET
+from scaling_lab.models.shape import sizes
 from scaling_lab.names import one_of
+from scaling_lab.parallel.verbs import Routing
 from scaling_lab.plan import huggingface
 from scaling_lab.plan.hf_fields import whole
 from scaling_lab.plan.huggingface import Shape
@@ -25,25 +25,11 @@ __all__ = ["Shape", "of_config", "read"]
 
 def of_config(config: Any) -> Shape:
     """The shape of a family's `Config`; parameters are counted, not estimated."""
-    init = models.family_of(config).init
-    made = jax.eval_shape(lambda: init(config, jax.random.key(0)))
-    count = sum(leaf.size for leaf in jax.tree.leaves(made))
-    names = {name.rpartition("/")[2] for name in made.get("layers", {})}
     return Shape(
         name=type(config).__module__.rpartition(".")[2],
-        layers=config.L,
-        d_model=config.D,
-        n_heads=config.N,
-        kv_heads=config.K,
-        head_dim=config.H,
-        d_ff=config.F,
-        gated=any(name.startswith("gate_") for name in names),
-        vocab=config.V,
-        tied=config.tied,
-        params=count,
-        active_params=count,
         length=getattr(config, "length", None),
         config=config,
+        **sizes(config),
     )
 
 
@@ -104,19 +90,34 @@ def _family(data: dict[str, Any]) -> Shape:
 def _trainable(data: dict[str, Any], shape: Shape) -> Any:
     """Our own config of a Hugging Face model, where a family of ours is the same."""
     kind = shape.name
-    sizes = (shape.layers, shape.d_model, shape.n_heads, shape.kv_heads)
+    counts = (shape.layers, shape.d_model, shape.n_heads, shape.kv_heads)
     rest = (shape.head_dim, shape.d_ff, shape.vocab)
     if kind in ("llama", "mistral") and not shape.window:
         if data.get("attention_bias") or data.get("mlp_bias"):
             return None
         return models.family("llama").Config(
-            *sizes,
+            *counts,
             *rest,
             tied=shape.tied,
             rope_base=float(data.get("rope_theta") or 10_000.0),
             norm_epsilon=float(data.get("rms_norm_eps") or 1e-5),
             length=shape.length or 8192,
         )
+    if kind == "mixtral" and not shape.window:
+        return models.family("mixtral").Config(
+            *counts,
+            shape.head_dim,
+            shape.expert_d_ff,
+            shape.vocab,
+            shape.n_experts,
+            routing=Routing(
+                top_k=shape.top_k, balance=float(data.get("router_aux_loss_coef", 0))
+            ),
+            tied=shape.tied,
+            rope_base=float(data.get("rope_theta") or 1e6),
+            norm_epsilon=float(data.get("rms_norm_eps") or 1e-5),
+            length=shape.length or 32_768,
+        )
     if kind == "gpt2" and shape.tied:
-        return models.family("gpt2").Config(*sizes, *rest, length=shape.length or 1024)
+        return models.family("gpt2").Config(*counts, *rest, length=shape.length or 1024)
     return None

@@ -14,7 +14,15 @@ from jax.sharding import AxisType, SingleDeviceSharding
 from scaling_lab import dims, layouts, models, optimizers
 from scaling_lab.config import RunConfig
 from scaling_lab.layouts import ExplicitPlacement, Placement
-from scaling_lab.parallel import attention, context, cudnn, equations, mosaic, splash
+from scaling_lab.parallel import (
+    attention,
+    context,
+    cudnn,
+    equations,
+    experts,
+    mosaic,
+    splash,
+)
 from scaling_lab.train.step import (
     Metrics,
     TrainState,
@@ -113,9 +121,10 @@ def _habits(platform: str) -> dict[str, Any]:
             "attend_with": splash.attend,
             "attend_kernel": mosaic.KERNEL,
             "attend_residual": attention.RESIDUAL,
+            "group_with": experts.ragged,
         }
     if platform in ("gpu", "cuda"):
-        return {"attend_with": cudnn.attend}
+        return {"attend_with": cudnn.attend, "group_with": experts.ragged}
     if platform == "cpu":  # what suits its caches and Eigen's products
         return {
             "attend_with": attention.blockwise,

@@ -45,7 +45,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Metrics):
         gradients, metrics = _gradients(config, place, state.params, batch)
-        norms = optimizers.square_norms(gradients)
+        norms = optimizers.square_norms(optimizers.weights(gradients))
         norm = jnp.sqrt(sum(norms.values()))
         with jax.named_scope("optimizer"):
             if config.optimizer.clip is not None:
@@ -72,14 +72,50 @@ def token_loss(
     )
 
 
+def routed(auxes: Any) -> Metrics:
+    """Losses of all layers with experts, and their mean load; nothing without any.
+
+    Args:
+      auxes: of each segment of the stack, `parallel.experts.routing.statistics`
+        summed over its layers.
+    """
+    said = [aux for aux in auxes or () if aux]
+    if not said:
+        return {}
+    total = dict(jax.tree.map(lambda *parts: sum(parts), *said))
+    loss, layers = total.pop("loss"), total.pop("layers")
+    return {"loss": loss, **{key: value / layers for key, value in total.items()}}
+
+
 def _loss(
     config: RunConfig, place: Placement, params: Any, batch: Metrics, total: Array
 ):
-    token = token_loss(config, place, params, batch)
+    family = models.family_of(config.model)
+    output = family.hidden(config.model, params, batch, place)
+    head_DV = family.head(config.model, params)
+    token = place.cross_entropy(
+        output.hidden_BTD, head_DV, batch["targets_BT"], name="head"
+    )
     nll = jnp.sum(token.nll_BT) / total
     z = jnp.sum(jnp.square(token.log_normalizer_BT)) / total
     loss = nll + config.z_loss * z
-    return loss, {"loss": loss, "nll": nll, "z": z}
+    metrics: dict[str, Any] = {"nll": nll, "z": z}
+    auxes = list(output.aux or ())
+    more = models.further(config.model, params, batch, place, output)
+    if more is not None:
+        then, targets_BT, weight = more
+        token = place.cross_entropy(
+            then.hidden_BTD, head_DV, targets_BT, name="further/head"
+        )
+        metrics["further"] = jnp.sum(token.nll_BT) / total
+        loss = loss + weight * metrics["further"]
+        auxes += then.aux
+    experts = routed(auxes)
+    if experts:  # of every microbatch alike, however many targets it has
+        own = {key: value / config.accumulate for key, value in experts.items()}
+        loss = loss + own["loss"]
+        metrics["experts"] = own
+    return loss, {"loss": loss, **metrics}
 
 
 def _gradients(config: RunConfig, place: Placement, params: Any, batch: Metrics):

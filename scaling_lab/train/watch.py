@@ -31,6 +31,10 @@ class _Watch(Placement):
     def attend(self, q_BTNH, k_BSKH, v_BSKH, mask, *, name: str):
         return _look(super().attend(q_BTNH, k_BSKH, v_BSKH, mask, name=name), name)
 
+    def experts(self, *arrays: Any, name: str, **rest: Any):
+        result, aux = super().experts(*arrays, name=name, **rest)
+        return _look(result, name), aux
+
     def cross_entropy(self, hidden_BTD, head_DV, targets_BT, *, name: str):
         loss = super().cross_entropy(hidden_BTD, head_DV, targets_BT, name=name)
         _look(loss.nll_BT, name)

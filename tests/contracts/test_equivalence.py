@@ -2,7 +2,7 @@
 
 import pytest
 
-from contracts.training import LAYOUTS, Trained, moments, resting, run_of, same
+from contracts.training import EXPERTS, LAYOUTS, Trained, moments, resting, run_of, same
 from scaling_lab import dims, models
 from scaling_lab.layouts import Layout
 
@@ -48,10 +48,25 @@ def check_tables(trained):
 QUICK_EXPLICIT = {("llama", "zero1"), ("llama", "fsdp=4,tensor=2+sequence")}
 
 
+#: Families that meet every layout. The others are made of the same verbs, and meet one
+#: layout for each of the axes and tables.
+EVERYWHERE = ("gpt2", "llama", "mixtral")
+SOME = ["zero2", "hsdp", "fsdp=4,tensor=2+sequence", "expert=2,fsdp=2,tensor=2"]
+
+
+def layouts_of(family):
+    routed = hasattr(models.family(family).Config, "E")
+    if family in EVERYWHERE:
+        return [*LAYOUTS, *(EXPERTS if routed else ())]
+    return SOME if routed else SOME[:-1]
+
+
 def cases():
     for family in models.families():
-        for layout in LAYOUTS:
+        for layout in layouts_of(family):
             for axis_type in ("auto", "explicit"):
+                if axis_type == "explicit" and family not in EVERYWHERE:
+                    continue
                 quick = axis_type == "auto" or (family, layout) in QUICK_EXPLICIT
                 yield pytest.param(
                     family,

@@ -55,8 +55,7 @@ def file_of(name):
 
 
 def sizes_of(config, batch=32, length=64):
-    sizes = {k: v for k, v in vars(config).items() if k in dims.ALPHABET}
-    return sizes | {"B": batch, "T": length}
+    return dims.sizes(config) | {"B": batch, "T": length}
 
 
 def shapes_of(config):

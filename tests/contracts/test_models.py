@@ -20,6 +20,24 @@ SIZES = [(f, s) for f in models.families() for s in models.family(f).SIZES]
 #: Counts of the released weights, where their publishers or model cards give them.
 PUBLISHED = {
     ("llama", "2-7b"): 6_738_415_616,
+    ("mixtral", "8x7b"): 46_702_792_704,
+    ("mixtral", "8x22b"): 140_620_634_112,
+    ("qwen3", "0.6b"): 596_049_920,
+    ("qwen3", "1.7b"): 1_720_574_976,
+    ("qwen3", "4b"): 4_022_468_096,
+    ("qwen3", "8b"): 8_190_735_360,
+    ("qwen3", "14b"): 14_768_307_200,
+    ("qwen3", "32b"): 32_762_123_264,
+    ("qwen3_moe", "30b-a3b"): 30_532_122_624,
+    ("qwen3_moe", "235b-a22b"): 235_093_634_560,
+    ("gemma3", "1b"): 999_885_952,
+    # Of the released 4,300,079,472, 12,187,325,040 and 27,432,406,640 all but the
+    # images' encoder (416,866,032) and its projection (1152·D + 1152).
+    ("gemma3", "4b"): 3_880_263_168,
+    ("gemma3", "12b"): 11_766_034_176,
+    ("gemma3", "27b"): 27_009_346_304,
+    ("deepseek", "v2-lite"): 15_706_484_224,
+    ("deepseek", "v3"): 671_026_419_200,
     ("llama", "2-13b"): 13_015_864_320,
     ("llama", "2-70b"): 68_976_648_192,
     ("llama", "1b"): 1_235_814_400,
@@ -76,10 +94,9 @@ def test_shapes_follow_names(family, size):
     config = models.size(family, size)
     for path, leaf in shapes_of(config).items():
         letters = dims.check(path.rpartition("/")[2], leaf.shape)
-        assert letters.startswith("L") == path.startswith("layers/"), path
+        assert letters.startswith("L") == path.startswith("layers"), path
         for letter, length in zip(letters, leaf.shape, strict=True):
-            wanted = config.length if letter == "T" else getattr(config, letter)
-            assert length == wanted, f"{path}: {letter}"
+            assert length in models.widths(config, letter), f"{path}: {letter}"
         assert leaf.dtype == jnp.float32, path
 
 
@@ -168,7 +185,7 @@ class Listening(Placement):
 
     used: set = dataclasses.field(default_factory=set)
     handed: list = dataclasses.field(default_factory=list)
-    verbs: list = dataclasses.field(default_factory=list)
+    verbs: list = dataclasses.field(default_factory=lambda: [[]])
 
     def einsum(self, equation, *operands, name, bias=None):
         terms, output = equation.split("->")
@@ -186,27 +203,41 @@ class Listening(Placement):
         self._heard(name)
         return super().attend(*arrays, name=name)
 
-    def experts(self, h_BTD, router_DE, weights, expert, *, top_k, name):
+    def experts(self, h_BTD, router_DE, weights, expert, *, name, **rest):
         self._heard(name)
-        self.used.update({"router_DE", *weights})
+        bias = {"router_bias_E"} if rest.get("bias_E") is not None else set()
+        self.used.update({"router_DE", *weights}, bias)
         self.handed.append(expert)
-        return super().experts(
-            h_BTD, router_DE, weights, expert, top_k=top_k, name=name
-        )
+        return super().experts(h_BTD, router_DE, weights, expert, name=name, **rest)
 
     def stack(self, segments, x_BTD, per_batch, cache=None):
         self.handed.extend(segment.block for segment in segments)
-        return super().stack(segments, x_BTD, per_batch, cache)
+        caches, auxes, after = cache or [None] * len(segments), [], []
+        for segment, own in zip(segments, caches, strict=True):
+            self.verbs.append([])
+            own = None if own is None else [own]
+            x_BTD, aux, left = super().stack([segment], x_BTD, per_batch, own)
+            auxes += aux
+            after += left or []
+        self.verbs.append([])
+        return x_BTD, auxes, after or None
 
     def _heard(self, name):
-        self.verbs.append(name)
+        self.verbs[-1].append(name)
         return name.rpartition("/")[2]
 
 
 def listen(family, config, params):
     place = Listening(Layout({}))
     batch = batch_of(jnp.zeros((1, 8), jnp.int32))
-    jax.eval_shape(lambda p: family.hidden(config, p, batch, place).hidden_BTD, params)
+    batch["targets_BT"] = batch["tokens_BT"]
+
+    def heard(params):
+        output = family.hidden(config, params, batch, place)
+        more = models.further(config, params, batch, place, output)
+        return output.hidden_BTD, more[0].hidden_BTD if more else None
+
+    jax.eval_shape(heard, params)
     return place
 
 
@@ -214,7 +245,7 @@ def test_every_weight_is_named_by_its_verb(case):
     family, config, params = case
     place = listen(family, config, params)
     names = {
-        dims.unstacked(name) if path.startswith("layers/") else name
+        dims.unstacked(name) if path.startswith("layers") else name
         for path in dims.leaves(params)
         for name in [path.rpartition("/")[2]]
     }
@@ -222,9 +253,10 @@ def test_every_weight_is_named_by_its_verb(case):
 
 
 def test_verbs_have_distinct_names(case):
-    # The layers are scanned, so each verb of a block is heard once.
-    verbs = listen(*case).verbs
-    assert len(verbs) == len(set(verbs)), verbs
+    # The layers are scanned, so each verb of a block is heard once for each segment;
+    # like verbs of unlike layers share a name.
+    for verbs in listen(*case).verbs:
+        assert len(verbs) == len(set(verbs)), verbs
 
 
 def arrays_in(value, seen=None):

@@ -24,6 +24,12 @@ COMPOSED = [
     "fsdp=2,context=2,tensor=2+sequence+ring",
 ]
 LAYOUTS = [*layouts.names(), *COMPOSED]
+#: For families that have experts; to others this axis is one more of data.
+EXPERTS = [
+    "expert=8",
+    "expert=4,fsdp=2",
+    "expert=2,fsdp=2,tensor=2",
+]
 B1 = 0.9
 #: A large epsilon keeps AdamW from magnifying the rounding of gradients near zero.
 ADAMW = OptimizerConfig(b1=B1, epsilon=1e-4, learning_rate=1e-2, warmup=1, clip=None)

@@ -13,12 +13,32 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
 from scaling_lab import dims
 from scaling_lab.names import one_of
+from scaling_lab.optimizers.stacks import (
+    balancing,
+    is_balance,
+    is_matrix,
+    per_layer,
+    stacked,
+    state_dims,
+    weights,
+)
+
+__all__ = [
+    "OptimizerConfig",
+    "is_balance",
+    "is_matrix",
+    "make",
+    "per_layer",
+    "schedule",
+    "square_norms",
+    "state_dims",
+    "weights",
+]
 
 Params = Mapping[str, Any]
 
@@ -39,6 +59,8 @@ class OptimizerConfig:
       final: the last learning rate as a fraction of the peak.
       weight_decay: on matrices alone (biases and norms are spared).
       clip: the global gradient norm is cut to this; ``None`` never cuts.
+      balance: how far a step moves a router's bias against its expert's excess load
+        (DeepSeek-V3, section 4.2).
     """
 
     name: str = "adamw"
@@ -52,6 +74,7 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     weight_decay: float = 0.1
     clip: float | None = 1.0
+    balance: float = 1e-3
 
 
 def make(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
@@ -61,7 +84,8 @@ def make(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
       ValueError: unknown optimizer or schedule, with the nearest names.
     """
     rate = schedule(config, steps)
-    return _named(_OPTIMIZERS, "optimizer", config.name)(config, rate)
+    chosen = _named(_OPTIMIZERS, "optimizer", config.name)(config, rate)
+    return balancing(chosen, config.balance)
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -81,92 +105,6 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         )
 
     return rate
-
-
-def is_matrix(name: str) -> bool:
-    """Whether a parameter is a matrix of one layer (not a bias, not a norm's scale)."""
-    letters = dims.letters(name).removeprefix("L")
-    return len(letters) >= 2 and not dims.stem(name).endswith("bias")
-
-
-def state_dims(state: Any, params: Params) -> Any:
-    """The dims of every array of an optimizer state, as a tree of letters.
-
-    An array that belongs to a parameter and has its shape has its dims; a factored
-    moment has them without the dim it was summed over; counters have none (``""``).
-
-    Args:
-      state: abstract state, as `jax.eval_shape` gives it. params: abstract parameters.
-    """
-    shapes = {path: tuple(leaf.shape) for path, leaf in dims.leaves(params).items()}
-
-    def of(path: Any, leaf: Any) -> str:
-        keys = dims.keys(path)
-        owner = next(
-            (p for p in shapes if keys[-len(p.split("/")) :] == p.split("/")), ""
-        )
-        if not owner:
-            return ""
-        letters = dims.letters(owner.rpartition("/")[2])
-        kept = _summed_over(keys, letters, shapes[owner])
-        sizes = dict(zip(letters, shapes[owner], strict=True))
-        same = tuple(leaf.shape) == tuple(sizes[letter] for letter in kept)
-        return kept if same else ""
-
-    return jax.tree.map_with_path(of, state)
-
-
-def _summed_over(keys: list[str], letters: str, shape: tuple[int, ...]) -> str:
-    """Adafactor's row moments lack a layer's largest dim, column moments the next."""
-    if "v_row" not in keys and "v_col" not in keys:
-        return letters
-    stacked = letters.startswith("L")
-    order = np.argsort(shape[1:] if stacked else shape)
-    if len(order) < 2:
-        return letters
-    gone = order[-1] if "v_row" in keys else order[-2]
-    gone = int(gone) + stacked
-    return letters[:gone] + letters[gone + 1 :]
-
-
-def per_layer(
-    optimizer: optax.GradientTransformation,
-) -> optax.GradientTransformation:
-    """The optimizer on every layer of stacked parameters by itself."""
-
-    def split(params: Params) -> tuple[dict, dict]:
-        ends = {key: leaf for key, leaf in params.items() if _is_end(key, leaf)}
-        return ends, {key: params[key] for key in params if key not in ends}
-
-    def init(params):
-        ends, layers = split(params)
-        return {
-            "ends": optimizer.init(ends),
-            "layers": jax.vmap(optimizer.init)(layers),
-        }
-
-    def update(updates, state, params=None):
-        assert params is not None
-        ends, layers = split(params)
-        end_updates, layer_updates = split(updates)
-        new_ends, end_state = optimizer.update(end_updates, state["ends"], ends)
-        new_layers, layer_state = jax.vmap(optimizer.update)(
-            layer_updates, state["layers"], layers
-        )
-        merged = {**cast(dict, new_ends), **cast(dict, new_layers)}
-        state = {"ends": end_state, "layers": layer_state}
-        return {key: merged[key] for key in params}, state
-
-    return optax.GradientTransformation(init, update)
-
-
-def _is_end(key: str, leaf: Any) -> bool:
-    if not isinstance(leaf, Mapping):
-        return not dims.letters(key).startswith("L")
-    return not all(
-        dims.letters(path.rpartition("/")[2]).startswith("L")
-        for path in dims.leaves(leaf)
-    )
 
 
 def _decayed(params: Params) -> Any:
@@ -234,8 +172,8 @@ def _hidden_matrices(params: Params) -> Any:
         letters = dims.letters(name)
         if not _is_hidden(name):
             return None
-        inner = tuple(range(1, len(letters)))
-        if letters[1] == "D":
+        inner = tuple(range(stacked(name), len(letters)))
+        if letters[inner[0]] == "D":
             return MuonDimensionNumbers(inner[:1], inner[1:])
         return MuonDimensionNumbers(inner[:-1], inner[-1:])
 

@@ -1,0 +1,75 @@
+"""A model's sizes as a cost model wants them, read off its config and its weights."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from scaling_lab import dims, models
+
+#: Dims that only weights of attention have.
+_ATTENTION = set("NKQR")
+
+
+@functools.lru_cache(64)
+def sizes(config: Any) -> Mapping[str, Any]:
+    """Sizes of a family's `Config`, under the names of `cost.points.Points`.
+
+    ``latent`` is the number of weights of one latent attention, ``None`` where heads
+    say it all; ``head_dim`` is then the mean of a query's and a value's width.
+    """
+    init = models.family_of(config).init
+    made = dims.leaves(jax.eval_shape(lambda: init(config, jax.random.key(0))))
+    count = sum(leaf.size for leaf in made.values())
+    names = {path: path.rpartition("/")[2] for path in made}
+    routed = {p: leaf for p, leaf in made.items() if _of_experts(names[p])}
+    inner = {
+        (dims.stem(names[path]), path in routed): leaf.shape[-2]
+        for path, leaf in made.items()
+        if dims.letters(names[path]).endswith("FD")
+    }
+    top_k = config.routing.top_k if routed else 0
+    experts = config.E if routed else 0
+    idle = sum(leaf.size - leaf.size * top_k // experts for leaf in routed.values())
+    layers = config.L
+    sparse = max((leaf.shape[0] for leaf in routed.values()), default=0)
+    latent = getattr(config, "R", None) is not None
+    head = (config.H + config.P + config.U) // 2 if latent else config.H
+    local = getattr(config, "window", None)
+    return {
+        "layers": layers,
+        "d_model": config.D,
+        "n_heads": config.N,
+        "kv_heads": config.K,
+        "head_dim": head,
+        "d_ff": config.F if sparse < layers else 0,
+        "gated": any(name.startswith("gate_") for name in names.values()),
+        "vocab": config.V,
+        "tied": config.tied,
+        "n_experts": experts,
+        "top_k": top_k,
+        "expert_d_ff": inner.get(("down", True), 0),
+        "shared_d_ff": inner.get(("shared_down", False), 0),
+        "dense_layers": layers - sparse if routed else 0,
+        "window": local or 0,
+        "window_share": getattr(config, "window_share", 0.0) if local else 0.0,
+        "latent": _attention(made) // layers if latent else None,
+        "params": count,
+        "active_params": count - idle,
+    }
+
+
+def _of_experts(name: str) -> bool:
+    letters = dims.letters(name).removeprefix("L")
+    return letters.startswith("E") and len(letters) > 1
+
+
+def _attention(made: Mapping[str, Any]) -> int:
+    return sum(
+        leaf.size
+        for path, leaf in made.items()
+        if _ATTENTION & set(dims.letters(path.rpartition("/")[2]))
+    )
