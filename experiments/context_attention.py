@@ -79,17 +79,17 @@ def program(config: lab.RunConfig, kind: str, length: int) -> tuple[Any, Any]:
     import jax.numpy as jnp
     from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-    from scaling_lab.parallel import chunked, context, masks
+    from scaling_lab.parallel import attention, chunked, context, masks
 
     mesh = jax.make_mesh((SHARDS,), ("context",), axis_types=(AxisType.Auto,))
     spec = PartitionSpec(None, "context")
-    attend = jax.shard_map(
-        functools.partial(context.MECHANISMS[kind], chunked.KERNEL, "context"),
-        mesh=mesh,
-        in_specs=spec,
-        out_specs=spec,
-        check_vma=False,
-    )
+    mechanism = functools.partial(context.MECHANISMS[kind], chunked.KERNEL, "context")
+
+    def attend(q: Any, k: Any, v: Any, mask: Any) -> Any:
+        arrays = (q, k, v)
+        rows, heads = (None, "context"), (None, None)
+        return attention.by_heads(mechanism, arrays, mask, mesh, rows, heads)
+
     order_T = context.zigzag(length, SHARDS)
     model, here = config.model, NamedSharding(mesh, spec)
     at_BT = jax.device_put(jnp.asarray(order_T)[None], here)

@@ -378,7 +378,7 @@ def test_what_cannot_be_compiled_says_why(tmp_path):
     )
     with pytest.raises(ValueError, match="--axes data,fsdp,context,tensor"):
         plan.confirm(untrained, 1, compiler([])[0])
-    shape = huggingface.read(MIXTRAL)
+    shape = huggingface.read(GPT_OSS)
     asked = Question(shape, parse_target("h100:2x8"), 64, 4096, axes=TRAINED)
     with pytest.raises(ValueError, match="no family of this lab"):
         plan.confirm(plan.plan(asked), 1, compiler([])[0])
@@ -629,6 +629,9 @@ def test_a_config_that_is_a_family_of_ours_can_be_compiled(tmp_path):
     assert ours.params == shape.params
     assert (ours.layers, ours.kv_heads, ours.vocab) == (32, 8, 128256)
     path.write_text(json.dumps(MIXTRAL))
+    shape = plan.read(path)
+    assert plan.of_config(shape.config).params == shape.params
+    path.write_text(json.dumps(GPT_OSS))
     assert plan.read(path).config is None
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from scaling_lab import dims
 from scaling_lab.config import RunConfig
 from scaling_lab.cost import explain
-from scaling_lab.cost.traffic import Implied
+from scaling_lab.cost.mechanisms import Implied
 
 #: What one implied kind may have become.
 _BECOMES = {

@@ -13,7 +13,7 @@ from scaling_lab import dims, optimizers
 from scaling_lab.config import RunConfig, validate
 from scaling_lab.cost import traffic
 from scaling_lab.cost.ledger import record
-from scaling_lab.cost.traffic import Implied
+from scaling_lab.cost.mechanisms import Implied
 from scaling_lab.layouts import Layout, Spec, stages_of
 
 

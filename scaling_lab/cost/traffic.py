@@ -6,7 +6,6 @@ made of it. A collective that stands there and not here is one nobody asked for.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,20 +13,12 @@ import jax.numpy as jnp
 
 from scaling_lab import dims
 from scaling_lab.config import RunConfig
+from scaling_lab.cost import mechanisms
 from scaling_lab.cost.ledger import Entry, record
-from scaling_lab.layouts import Layout, Spec, passes, routed, stages_of, virtual_of
+from scaling_lab.cost.mechanisms import Implied
+from scaling_lab.layouts import Layout, Spec, stages_of
 from scaling_lab.layouts.moves import column_axes
-from scaling_lab.parallel import equations, experts
-
-
-@dataclasses.dataclass(frozen=True)
-class Implied:
-    """A collective that a layout implies: bytes of one device in one step."""
-
-    kind: str
-    axes: tuple[str, ...]
-    bytes: int
-    why: str
+from scaling_lab.parallel import equations
 
 
 def of_parameter(
@@ -40,13 +31,15 @@ def of_parameter(
     used = ((),) + used if letters.startswith("L") else used
     apart = _missing(stored, used)
     if letters.startswith("L") and "stage" in apart:
-        yield from _to_stages(layout, letters, stored, elements)
+        yield from mechanisms.to_stages(layout, letters, stored, elements)
         apart = tuple(axis for axis in apart if axis != "stage")
     uses = _whole_uses(config, layout, name)
     if apart and uses:
         itemsize = jnp.dtype(config.precision).itemsize
         again = layout.gather == "layer" and letters.startswith("L")
-        times = _times(config, layout, letters[0] == "L") * (2 if again else uses)
+        times = mechanisms.times(config, layout, letters[0] == "L") * (
+            2 if again else uses
+        )
         size = elements * itemsize // layout.over(used)
         why = "gathered where it is used" + (", twice" if again else "")
         yield Implied("all-gather", apart, round(times * size), why)
@@ -80,7 +73,9 @@ def of_gradient(
     partial = tuple(axis for axis in layout.mesh if axis in apart)
     # It is reduced in the precision it was computed in, and widened where it rests.
     held = size * jnp.dtype(config.precision).itemsize // 4 // layout.over(own)
-    held = round(held * max(uses, 1) * _times(config, layout, letters[0] == "L"))
+    held = round(
+        held * max(uses, 1) * mechanisms.times(config, layout, letters[0] == "L")
+    )
     reduced = {axis for axes in layout.spec("grads", letters, name) for axis in axes}
     scattered = tuple(axis for axis in partial if axis in reduced)
     summed = tuple(axis for axis in partial if axis not in reduced)
@@ -130,7 +125,7 @@ def of_verb(
     gather's is summed and divided.
     """
     if entry.ends and stages_of(layout) > 1:
-        yield from _handed_on(config, layout, entry)
+        yield from mechanisms.handed_on(config, layout, entry)
     if entry.verb == "take":
         letters = entry.weights[0]
         rows = layout.spec("acts", letters, entry.name)[0]
@@ -145,18 +140,18 @@ def of_verb(
             yield Implied("all-reduce", rows, size, "each device holds some rows")
         return
     if entry.verb == "attend":
-        yield from _shared_heads(config, layout, entry)
-        yield from _divided_keys(config, layout, entry)
+        yield from mechanisms.shared_heads(config, layout, entry)
+        yield from mechanisms.divided_keys(config, layout, entry)
         return
     if entry.verb == "experts":
-        yield from _of_experts(config, layout, entry)
+        yield from mechanisms.of_experts(config, layout, entry)
         return
     terms, output = equations.parse(entry.equation)
     spec = layout.spec("acts", output, entry.name)
     placed = {axis for axes in spec for axis in axes}
     summed = equations.contracted(terms, output)
     own = dict(zip(terms[0], layout.spec("acts", terms[0], entry.name), strict=True))
-    steps = _times(config, layout, entry.times > 1)
+    steps = mechanisms.times(config, layout, entry.times > 1)
     for letter in sorted(summed):
         axes = own.get(letter, ())
         if not axes:
@@ -171,71 +166,6 @@ def of_verb(
     yield from _operand_gather(config, layout, entry, (summed, own, placed))
 
 
-def _of_experts(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Implied]:
-    """Rows on their way to experts and back, and what is summed over parts of F.
-
-    Going backwards each makes the way again in the other direction.
-    """
-    word = entry.name.rpartition("/")[2]
-    leaves, returns = word == "sent", entry.output == "BTD"
-    if not (leaves or returns):
-        return
-    itemsize = jnp.dtype(config.precision).itemsize
-    tokens = entry.elements("BTD") * itemsize * entry.times * config.accumulate
-    tokens //= layout.over(layout.spec("acts", "BT"))
-    bound = routed.mechanism(layout)
-    axes = layout.spec("acts", "E")[0]
-    way = "to its experts" if leaves else "and back"
-    if axes and bound == "ring_of_experts":
-        size = tokens * layout.over((axes,))
-        first, then = ("all-gather", "reduce-scatter")[:: 1 if leaves else -1]
-        yield Implied(first, axes, size, f"every token {way}")
-        yield Implied(then, axes, size, "its gradient")
-    elif axes and bound not in experts.WHOLE:
-        rows = entry.top_k * (
-            config.model.routing.capacity if bound == "capacity" else 1
-        )
-        yield Implied("all-to-all", axes, round(2 * tokens * rows), f"rows {way}")
-    inner = layout.spec("acts", "F")[0]
-    if inner and returns:
-        yield Implied("all-reduce", inner, tokens, "partial sums over F")
-        yield Implied("all-reduce", inner, tokens, "gradient of BTD")
-
-
-def _shared_heads(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Implied]:
-    """Key-value heads held whole where query heads are divided: their gradients."""
-    batch, _, queries, _ = layout.spec("acts", "BTNH", entry.name)
-    keys = layout.spec("acts", "BSKH", entry.name)[2]
-    axes = tuple(axis for axis in queries if axis not in keys)
-    if axes:
-        itemsize = jnp.dtype(config.precision).itemsize
-        size = 2 * entry.elements("BSKH") * itemsize * entry.times
-        times = _times(config, layout, entry.times > 1)
-        size = round(size * times) // layout.over((batch, keys))
-        yield Implied("all-reduce", axes, size, "gradient of keys and values")
-
-
-def _divided_keys(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Implied]:
-    """Keys and values of a divided sequence, gathered or going round, and back."""
-    batch, length, _, _ = layout.spec("acts", "BTNH", entry.name)
-    if not length:
-        return
-    heads = layout.spec("acts", "BSKH", entry.name)[2]
-    numbers = 2 * entry.elements("BSKH") * entry.times * config.accumulate
-    numbers //= layout.over((batch, heads))
-    itemsize = jnp.dtype(config.precision).itemsize
-    if layout.mechanism("attend", "gather") == "gather":
-        yield Implied("all-gather", length, numbers * itemsize, "keys and values")
-        yield Implied("reduce-scatter", length, numbers * itemsize, "their gradient")
-        return
-    part = numbers // layout.over((length,))
-    rounds = layout.over((length,)) - 1
-    there = 2 * rounds * part * itemsize  # once forward, and again going backwards
-    yield Implied("collective-permute", length, there, "keys and values go round")
-    back = (rounds + 1) * part * 4
-    yield Implied("collective-permute", length, back, "their gradient, in float32")
-
-
 def _operand_gather(config: RunConfig, layout: Layout, entry: Entry, around: Any):
     """The activation operand, gathered before; its gradient summed after."""
     summed, own, placed = around
@@ -244,7 +174,7 @@ def _operand_gather(config: RunConfig, layout: Layout, entry: Entry, around: Any
     spec = dict(zip(output, layout.spec("acts", output, entry.name), strict=True))
     size = entry.elements(term[0]) * itemsize * entry.times
     size //= layout.over(tuple(spec.get(letter, ()) for letter in term[0]))
-    size = round(size * _times(config, layout, entry.times > 1))
+    size = round(size * mechanisms.times(config, layout, entry.times > 1))
     gone = {
         axis
         for letter, axes in own.items()
@@ -267,34 +197,6 @@ def _operand_gather(config: RunConfig, layout: Layout, entry: Entry, around: Any
     axes = tuple(axis for axis in layout.mesh if axis in lone)
     if axes:
         yield Implied("all-reduce", axes, size, f"gradient of {term[0]}")
-
-
-def _times(config: RunConfig, layout: Layout, layers: bool) -> float:
-    """How often a step does what is said of a microbatch, on one device."""
-    return passes(layout, config.accumulate) if layers else config.accumulate
-
-
-def _to_stages(
-    layout: Layout, letters: str, stored: Spec, elements: int
-) -> Iterator[Implied]:
-    """Layers that rest by number are where they are used; by width they must move."""
-    if "stage" not in stored[0]:
-        size = elements * 4 // layout.over(stored)
-        yield Implied("all-to-all", ("stage",), 2 * size, "to its stage, and back")
-
-
-def _handed_on(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Implied]:
-    """What stages hand on at every tick, and the ends that all of them share."""
-    stages = stages_of(layout)
-    size = entry.elements("BTD") * jnp.dtype(config.precision).itemsize
-    size //= layout.over(layout.spec("acts", "BTD"))
-    virtual = virtual_of(layout)
-    ticks = config.accumulate * virtual + stages - 1
-    yield Implied(
-        "collective-permute", ("stage",), 2 * ticks * size, "handed on, and back"
-    )
-    whole = (config.accumulate + ticks) * size
-    yield Implied("all-reduce", ("stage",), whole, "from the last stage; to the first")
 
 
 def _missing(before: Spec, after: Spec) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import jax
 import pytest
 
 from scaling_lab import dims, layouts, models
+from scaling_lab.config import RunConfig
 from scaling_lab.layouts import Layout
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
@@ -70,7 +71,7 @@ KEY = jax.random.key(0)
 @pytest.mark.parametrize("family", models.families())
 def test_legal_for_every_toy(text, family):
     config = models.size(family, "toy")
-    layout = layouts.fit_kv_heads(of_text(text), sizes_of(config))
+    layout = RunConfig(config, of_text(text), batch=32, length=64).placed_layout
     assert layout.devices == 8
     layouts.check(layout, sizes_of(config), shapes_of(config), 8)
 

@@ -1,0 +1,116 @@
+"""What mechanisms move: keys round a context, rows to experts, results to stages."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import jax.numpy as jnp
+
+from scaling_lab.config import RunConfig
+from scaling_lab.cost.ledger import Entry
+from scaling_lab.layouts import Layout, Spec, passes, routed, stages_of, virtual_of
+from scaling_lab.parallel import experts
+
+
+@dataclasses.dataclass(frozen=True)
+class Implied:
+    """A collective that a layout implies: bytes of one device in one step."""
+
+    kind: str
+    axes: tuple[str, ...]
+    bytes: int
+    why: str
+
+
+def of_experts(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Implied]:
+    """Rows on their way to experts and back, and what is summed over parts of F.
+
+    Going backwards each makes the way again in the other direction.
+    """
+    word = entry.name.rpartition("/")[2]
+    leaves, returns = word == "sent", entry.output == "BTD"
+    if not (leaves or returns):
+        return
+    itemsize = jnp.dtype(config.precision).itemsize
+    tokens = entry.elements("BTD") * itemsize * entry.times * config.accumulate
+    tokens //= layout.over(layout.spec("acts", "BT"))
+    bound = routed.mechanism(layout)
+    axes = layout.spec("acts", "E")[0]
+    way = "to its experts" if leaves else "and back"
+    if axes and bound == "ring_of_experts":
+        size = tokens * layout.over((axes,))
+        first, then = ("all-gather", "reduce-scatter")[:: 1 if leaves else -1]
+        yield Implied(first, axes, size, f"every token {way}")
+        yield Implied(then, axes, size, "its gradient")
+    elif axes and bound not in experts.WHOLE:
+        rows = entry.top_k * (
+            config.model.routing.capacity if bound == "capacity" else 1
+        )
+        yield Implied("all-to-all", axes, round(2 * tokens * rows), f"rows {way}")
+    inner = layout.spec("acts", "F")[0]
+    if inner and returns:
+        yield Implied("all-reduce", inner, tokens, "partial sums over F")
+        yield Implied("all-reduce", inner, tokens, "gradient of BTD")
+
+
+def shared_heads(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Implied]:
+    """Key-value heads held whole where query heads are divided: their gradients."""
+    batch, _, queries, _ = layout.spec("acts", "BTNH", entry.name)
+    keys = layout.spec("acts", "BSKH", entry.name)[2]
+    axes = tuple(axis for axis in queries if axis not in keys)
+    if axes:
+        itemsize = jnp.dtype(config.precision).itemsize
+        size = 2 * entry.elements("BSKH") * itemsize * entry.times
+        often = times(config, layout, entry.times > 1)
+        size = round(size * often) // layout.over((batch, keys))
+        yield Implied("all-reduce", axes, size, "gradient of keys and values")
+
+
+def divided_keys(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Implied]:
+    """Keys and values of a divided sequence, gathered or going round, and back."""
+    batch, length, _, _ = layout.spec("acts", "BTNH", entry.name)
+    if not length:
+        return
+    heads = layout.spec("acts", "BSKH", entry.name)[2]
+    numbers = 2 * entry.elements("BSKH") * entry.times * config.accumulate
+    numbers //= layout.over((batch, heads))
+    itemsize = jnp.dtype(config.precision).itemsize
+    if layout.mechanism("attend", "gather") == "gather":
+        yield Implied("all-gather", length, numbers * itemsize, "keys and values")
+        yield Implied("reduce-scatter", length, numbers * itemsize, "their gradient")
+        return
+    part = numbers // layout.over((length,))
+    rounds = layout.over((length,)) - 1
+    there = 2 * rounds * part * itemsize  # once forward, and again going backwards
+    yield Implied("collective-permute", length, there, "keys and values go round")
+    back = (rounds + 1) * part * 4
+    yield Implied("collective-permute", length, back, "their gradient, in float32")
+
+
+def to_stages(
+    layout: Layout, letters: str, stored: Spec, elements: int
+) -> Iterator[Implied]:
+    """Layers that rest by number are where they are used; by width they must move."""
+    if "stage" not in stored[0]:
+        size = elements * 4 // layout.over(stored)
+        yield Implied("all-to-all", ("stage",), 2 * size, "to its stage, and back")
+
+
+def handed_on(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Implied]:
+    """What stages hand on at every tick, and the ends that all of them share."""
+    stages = stages_of(layout)
+    size = entry.elements("BTD") * jnp.dtype(config.precision).itemsize
+    size //= layout.over(layout.spec("acts", "BTD"))
+    virtual = virtual_of(layout)
+    ticks = config.accumulate * virtual + stages - 1
+    yield Implied(
+        "collective-permute", ("stage",), 2 * ticks * size, "handed on, and back"
+    )
+    whole = (config.accumulate + ticks) * size
+    yield Implied("all-reduce", ("stage",), whole, "from the last stage; to the first")
+
+
+def times(config: RunConfig, layout: Layout, layers: bool) -> float:
+    """How often a step does what is said of a microbatch, on one device."""
+    return passes(layout, config.accumulate) if layers else config.accumulate
