@@ -158,7 +158,11 @@ ATTENTION_IS_KEPT = pytest.mark.xfail(
 )
 
 
-@pytest.mark.parametrize("family", models.families())
+#: Plain, with biases, with windows. How often experts multiply is their dispatch's.
+COUNTED = ("llama", "gpt2", "gemma3")
+
+
+@pytest.mark.parametrize("family", COUNTED)
 @pytest.mark.parametrize("stack", ["scan", "unroll"])
 @pytest.mark.parametrize(
     "remat",
