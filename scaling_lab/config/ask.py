@@ -9,7 +9,7 @@ from typing import Any
 from scaling_lab import models
 from scaling_lab.config.run import RunConfig
 from scaling_lab.data import DataConfig, load
-from scaling_lab.hardware import parse_target
+from scaling_lab.hardware import Target, parse_target
 from scaling_lab.layouts import parse
 from scaling_lab.names import one_of
 from scaling_lab.optimizers import OptimizerConfig
@@ -48,6 +48,7 @@ def configure(
         ``layers`` and ``vocabulary`` replace the size's. Unless it is given,
         ``precision`` is float32 on the host's processor and the devices present, and
         bfloat16 on a TPU or GPU that is named; parameters are float32 everywhere.
+        ``xla_flags`` are flags, or the name of a set of the chip's (``overlap``).
 
     Raises:
       ValueError: an unknown word, with the nearest that are known.
@@ -65,6 +66,8 @@ def configure(
     count = machine.devices or devices
     if machine.chip is not None and machine.chip.name != "cpu":
         given.setdefault("precision", "bfloat16")
+    if "xla_flags" in given:
+        given["xla_flags"] = _flags(given["xla_flags"], machine)
     return RunConfig(
         model=dataclasses.replace(model, **changes),
         layout=parse(layout, count),
@@ -74,6 +77,24 @@ def configure(
         size=size,
         **{word: value for word, value in given.items() if word in _RUN},
     )
+
+
+def _flags(text: str, machine: Target) -> str:
+    """Flags as they are, or those of a named set of the target's chip.
+
+    Raises:
+      ValueError: the chip has no set of that name, with those it has.
+    """
+    if not text or text.lstrip().startswith("--"):
+        return text
+    sets = machine.chip.flags if machine.chip is not None else {}
+    if not sets:
+        raise ValueError(
+            f"xla_flags {text!r}: {machine.text} has no named sets of flags; write "
+            "--name=value"
+        )
+    one_of(f"set of flags of {machine.text}", text, sorted(sets))
+    return sets[text]
 
 
 _MODEL = {"layers": "L", "vocabulary": "V"}

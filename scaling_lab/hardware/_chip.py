@@ -76,6 +76,7 @@ class Chip:
       no_compiler: why there is none, and what is left.
       compile_name: what the TPU compiler calls it.
       gpu: what the GPU compiler wants to know.
+      flags: named sets of its compiler's flags.
       conflicts: where sources disagree: what each says, and which is taken.
       notes: what to know before trusting a number.
     """
@@ -104,6 +105,7 @@ class Chip:
     no_compiler: str = ""
     compile_name: str = ""
     gpu: GpuFacts | None = None
+    flags: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
     conflicts: tuple[str, ...] = ()
     notes: str = ""
 

@@ -5,6 +5,7 @@ Source: jax-ml/scaling-book gpus.md at 1a55377a.
 """
 
 from scaling_lab.hardware import Chip, GpuFacts
+from scaling_lab.hardware._flags import NVIDIA
 
 CHIP = Chip(
     name="a100",
@@ -27,6 +28,7 @@ CHIP = Chip(
         "a100-sxm-80",
     ),
     compiler="gpu",
+    flags=NVIDIA,
     gpu=GpuFacts(
         name="NVIDIA A100-SXM4-80GB",
         capability=(8, 0),

@@ -4,6 +4,7 @@ Source: jax-ml/scaling-book gpus.md at 1a55377a.
 """
 
 from scaling_lab.hardware import Chip, GpuFacts
+from scaling_lab.hardware._flags import NVIDIA
 
 CHIP = Chip(
     name="b200",
@@ -26,6 +27,7 @@ CHIP = Chip(
     device_kinds=("NVIDIA B200",),
     aliases=("b200-sxm",),
     compiler="gpu",
+    flags=NVIDIA,
     gpu=GpuFacts(
         name="NVIDIA B200",
         capability=(10, 0),

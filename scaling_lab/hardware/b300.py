@@ -5,6 +5,7 @@ verda.com/blog/gb300-nvl72-architecture, quoting NVIDIA's data sheets.
 """
 
 from scaling_lab.hardware import Chip, GpuFacts
+from scaling_lab.hardware._flags import NVIDIA
 
 CHIP = Chip(
     name="b300",
@@ -29,6 +30,7 @@ CHIP = Chip(
     device_kinds=("NVIDIA B300",),
     aliases=("b300-sxm",),
     compiler="gpu",
+    flags=NVIDIA,
     gpu=GpuFacts(
         name="NVIDIA B300",
         capability=(10, 3),

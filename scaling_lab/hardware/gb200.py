@@ -6,6 +6,7 @@ Source: jax-ml/scaling-book gpus.md at 1a55377a (network); NVIDIA GB200 data she
 """
 
 from scaling_lab.hardware import Chip, GpuFacts
+from scaling_lab.hardware._flags import NVIDIA
 
 CHIP = Chip(
     name="gb200",
@@ -25,6 +26,7 @@ CHIP = Chip(
     device_kinds=("NVIDIA GB200",),
     aliases=("gb200-nvl72",),
     compiler="gpu",
+    flags=NVIDIA,
     gpu=GpuFacts(
         name="NVIDIA GB200",
         capability=(10, 0),

@@ -6,6 +6,7 @@ glennklockwood.com/garden/processors/B300, quoting NVIDIA's data sheets.
 """
 
 from scaling_lab.hardware import Chip, GpuFacts
+from scaling_lab.hardware._flags import NVIDIA
 
 CHIP = Chip(
     name="gb300",
@@ -30,6 +31,7 @@ CHIP = Chip(
     device_kinds=("NVIDIA GB300",),
     aliases=("gb300-nvl72",),
     compiler="gpu",
+    flags=NVIDIA,
     gpu=GpuFacts(
         name="NVIDIA GB300",
         capability=(10, 3),

@@ -5,6 +5,7 @@ Source: jax-ml/scaling-book gpus.md at 1a55377a.
 """
 
 from scaling_lab.hardware import Chip, GpuFacts
+from scaling_lab.hardware._flags import NVIDIA
 
 CHIP = Chip(
     name="h100",
@@ -26,6 +27,7 @@ CHIP = Chip(
         "h100-sxm",
     ),
     compiler="gpu",
+    flags=NVIDIA,
     gpu=GpuFacts(
         name="NVIDIA H100 80GB HBM3",
         capability=(9, 0),

@@ -4,6 +4,7 @@ Source: jax-ml/scaling-book gpus.md at 1a55377a.
 """
 
 from scaling_lab.hardware import Chip, GpuFacts
+from scaling_lab.hardware._flags import NVIDIA
 
 CHIP = Chip(
     name="h200",
@@ -24,6 +25,7 @@ CHIP = Chip(
         "h200-141gb",
     ),
     compiler="gpu",
+    flags=NVIDIA,
     gpu=GpuFacts(
         name="NVIDIA H200",
         capability=(9, 0),

@@ -4,6 +4,7 @@ Source: docs.cloud.google.com/tpu/docs/tpu7x; AI-Hypercomputer/maxtext custom_mo
 """
 
 from scaling_lab.hardware import Chip
+from scaling_lab.hardware._flags import TPU_7X
 
 CHIP = Chip(
     name="tpu-7x",
@@ -33,6 +34,7 @@ CHIP = Chip(
         "ironwood",
     ),
     compiler="tpu",
+    flags=TPU_7X,
     compile_name="tpu7x",
     conflicts=(
         (

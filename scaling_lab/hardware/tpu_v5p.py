@@ -4,6 +4,7 @@ Source: jax-ml/scaling-book tpus.md at 54e2c439; docs.cloud.google.com/tpu/docs/
 """
 
 from scaling_lab.hardware import Chip
+from scaling_lab.hardware._flags import TPU_V5P
 
 CHIP = Chip(
     name="tpu-v5p",
@@ -31,6 +32,7 @@ CHIP = Chip(
     ),
     aliases=("v5p",),
     compiler="tpu",
+    flags=TPU_V5P,
     compile_name="v5p",
     conflicts=(
         (

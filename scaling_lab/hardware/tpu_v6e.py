@@ -4,6 +4,7 @@ Source: jax-ml/scaling-book tpus.md at 54e2c439; docs.cloud.google.com/tpu/docs/
 """
 
 from scaling_lab.hardware import Chip
+from scaling_lab.hardware._flags import TPU_V6E
 
 CHIP = Chip(
     name="tpu-v6e",
@@ -34,6 +35,7 @@ CHIP = Chip(
         "tpu-trillium",
     ),
     compiler="tpu",
+    flags=TPU_V6E,
     compile_name="v6e",
     conflicts=(
         (

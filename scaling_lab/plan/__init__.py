@@ -5,6 +5,7 @@ neighbours: the smallest machine, the largest batch, a budget of chip-hours.
 """
 
 from scaling_lab.plan import reasons as reasons
+from scaling_lab.plan import refine as refine
 from scaling_lab.plan import sizes as sizes
 from scaling_lab.plan.answer import Choice, Plan, plan
 from scaling_lab.plan.ask import ask, best_layouts

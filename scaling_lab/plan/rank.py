@@ -62,7 +62,7 @@ def rank(question: Question) -> Ranked:
         found,
         run,
         priced,
-        _predicted(question, run),
+        predicted(question, run),
         priced.hbm_bytes <= question.limit_bytes,
     )
     return _with_hosts(ranked)
@@ -179,7 +179,8 @@ def sequence(question: Question, found: Candidates) -> np.ndarray:
     return (width > 1) & (own % width == 0)
 
 
-def _predicted(question: Question, run: Points) -> Prediction:
+def predicted(question: Question, run: Points) -> Prediction:
+    """Prices of candidates' points."""
     # Of weights that fsdp divides, ZeRO-1 and 2 over data move what ZeRO-3 does.
     run = run.replace(zero_stage=np.where(run.fsdp > 1, 3, run.zero_stage))
     parts = [
