@@ -96,10 +96,10 @@ def tuned(point: Point) -> list[lab.RunConfig]:
     """FSDP, and HSDP with a replica a node or as large, each with its best policies."""
     question = point.question
     devices = question.devices
-    inside = question.target.chip.scale_up_chips if point.target[0] != "t" else None
+    chip = question.target.chip
+    apart = 4 if chip.torus_dims else devices // chip.scale_up_chips
     layouts = [f"fsdp={devices}"]
-    for replicas in (devices // inside if inside else 4, 2):
-        layouts.append(f"data={replicas},fsdp={devices // replicas}")
+    layouts += [f"data={n},fsdp={devices // n}" for n in (apart, 2)]
     found = []
     for layout in layouts:
         offered = [
@@ -115,12 +115,15 @@ def tuned(point: Point) -> list[lab.RunConfig]:
 def _predicted_best(
     question: plan.Question, configs: list[lab.RunConfig]
 ) -> list[lab.RunConfig]:
-    """Those that fit, the predicted fastest first."""
+    """Those that fit, the predicted fastest first; of one policy the best alone."""
     points = points_of(configs)
     held = memory(points).hbm_bytes
     seconds = predict(points).step_seconds
     order = [i for i in np.argsort(seconds) if held[i] <= question.limit_bytes]
-    return [configs[i] for i in order]
+    best: dict[str, lab.RunConfig] = {}
+    for i in order:
+        best.setdefault(configs[i].remat, configs[i])
+    return list(best.values())
 
 
 def ours(point: Point) -> list[lab.RunConfig]:
