@@ -15,41 +15,20 @@ from typing import Any
 
 import scaling_lab as lab
 from experiments import _compiled as kept
+from scaling_lab.hardware import chip
 from scaling_lab.models import gpt2, llama
 
 RESULTS = kept.RESULTS / "compiled_against_published.jsonl"
 RECIPES = "AI-Hypercomputer/tpu-recipes at c8cfe2f6 and 740c4ff2"
 MARIN = "marin-community/marin adamw_llama_scaling at 38359f78 and 0343cb27"
-#: Flags of these recipes, from MaxText's benchmarks/xla_flags_library.py at 05d3525e.
-VMEM = "--xla_tpu_scoped_vmem_limit_kib=98304"
-GATHERS = (
-    "--xla_tpu_enable_async_collective_fusion=true "
-    "--xla_tpu_enable_async_collective_fusion_fuse_all_gather=true "
-    "--xla_tpu_enable_async_collective_fusion_multiple_steps=true "
-    "--xla_tpu_overlap_compute_collective_tc=true --xla_enable_async_all_gather=true"
-)
+#: Flags of these recipes, from MaxText's benchmarks/xla_flags_library.py at 05d3525e;
+#: of the 70B on Ironwood, from its run_recipe.sh at bc90a992.
+GATHERS = chip("tpu-v6e").flags["overlap"]
 OVERLAP = (
     "--xla_tpu_enable_data_parallel_all_reduce_opt=true "
     "--xla_tpu_data_parallel_opt_different_sized_ops=true"
 )
-#: Of the 70B on Ironwood, from its run_recipe.sh at bc90a992.
-IRONWOOD = (
-    "--xla_tpu_scoped_vmem_limit_kib=65536 "
-    "--xla_tpu_bf16_emission_mode=NATIVE_EMISSION "
-    "--xla_tpu_enable_sparse_core_reduce_scatter_v2=true "
-    "--xla_tpu_enable_sparse_core_collective_offload_all_gather=true "
-    "--xla_tpu_enable_sparse_core_collective_offload_2d_all_gather=true "
-    "--xla_tpu_enable_all_gather_offload_tracing=true "
-    "--xla_tpu_use_tc_device_shape_on_sc=true "
-    "--xla_sc_disable_megacore_partitioning=true "
-    "--xla_tpu_enable_async_collective_fusion_fuse_all_gather=false "
-    "--xla_enable_async_all_gather=true "
-    "--xla_tpu_prefer_async_allgather_to_allreduce=true "
-    "--xla_tpu_enable_sparse_core_collective_offload_all_reduce=true "
-    "--xla_tpu_enable_sparse_core_collective_offload_reduce_scatter=true "
-    "--xla_tpu_enable_sparse_core_collective_offload_3d_all_gather=true "
-    "--xla_tpu_use_single_sparse_core_for_all_gather_offload=true"
-)
+IRONWOOD = chip("tpu-7x").flags["overlap"]
 QKV = "save:attention/query,attention/key,attention/value"
 
 
@@ -97,7 +76,7 @@ ROWS = (
         config(
             *("175b", GPT3, "tpu-v6e:16x16", "fsdp=256"),
             **{"batch": 768, "length": 2048, "remat": "full"},
-            xla_flags=f"{VMEM} {GATHERS} {OVERLAP}",
+            xla_flags=f"{GATHERS} {OVERLAP}",
         ),
     ),
     Published(
@@ -109,18 +88,6 @@ ROWS = (
             **{"batch": 256, "length": 8192, "remat": f"{QKV},attention/attend"},
             xla_flags=IRONWOOD,
         ),
-    ),
-    Published(
-        "88bd9b25c8",
-        "llama3.1-70b",
-        12.2,
-        config(
-            *("70b", LLAMA["70b"], "tpu-7x:4x4x4", "fsdp=128"),
-            **{"batch": 256, "length": 8192, "remat": f"{QKV},attention/attend"},
-        ),
-        "the compiler's flags are its own",
-        "1.0 s of collectives that nothing hides; heads of 128 fill half of a unit "
-        "of 256",
     ),
     Published(
         "388dfcc22b",
