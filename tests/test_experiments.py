@@ -68,6 +68,13 @@ def test_prices_of_gpus_hold_on_rows_left_out():
     assert found["left out"]["median"] <= 0.15
 
 
+def test_compiled_steps_of_public_tpu_runs_take_as_long_as_they_did():
+    table = load("compiled_against_published")
+    found = table.answer(record.latest(record.read(table.RESULTS)))
+    assert found["exact"]["rows"] == 3 and found["exact"]["median"] <= 0.05
+    assert found["exact_and_near"]["median"] <= 0.15
+
+
 def test_the_main_job_has_the_six_layouts():
     meshes = [config.layout.mesh for config in load("layouts_at_fixed_batch").CONFIGS]
     layouts = [config.layout for config in load("layouts_at_fixed_batch").CONFIGS]
