@@ -162,7 +162,7 @@ def _print_explanation(config: Any, explanation: Any, params: int) -> None:
     say.print("\n[bold]collectives in a step[/] (bytes of one device)")
     for item in explanation.collectives():
         axes = "×".join(item["axes"])
-        say.print(f"  {item['kind']:15} over {axes:15} {size(item['bytes']):>12}")
+        say.print(f"  {item['kind']:18} over {axes:15} {size(item['bytes']):>12}")
 
 
 def layouts(target: str = "cpu:8", json: bool = False) -> int:
