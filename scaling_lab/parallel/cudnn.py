@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from scaling_lab.parallel import attention, chunked
 from scaling_lab.parallel.masks import Mask
 
 Array = jax.Array
 
+#: What JAX calls the kernel's forward pass: to keep it is to keep its normalisers too.
+RESIDUAL = "dot_product_attention_fwd_wrapper"
 #: The widest head of every GPU that has the kernel, and what a width is a multiple of.
 WIDEST, MULTIPLE = 128, 8
 
@@ -26,9 +29,11 @@ def attend(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask) -> Array:
     `attention.dense`.
     """
     if mask.blocks is not None and mask.ordered:
-        return chunked.attend(q_BTNH, k_BSKH, v_BSKH, mask)
+        out_BTNH = chunked.attend(q_BTNH, k_BSKH, v_BSKH, mask)
+        return checkpoint_name(out_BTNH, RESIDUAL)
     if not suits(q_BTNH, k_BSKH, mask):
-        return attention.dense(q_BTNH, k_BSKH, v_BSKH, mask)
+        out_BTNH = attention.dense(q_BTNH, k_BSKH, v_BSKH, mask)
+        return checkpoint_name(out_BTNH, RESIDUAL)
     window = None if mask.window is None else (mask.window - 1, 0)
     return jax.nn.dot_product_attention(
         q_BTNH,

@@ -45,7 +45,7 @@ def remat(block: Block, policy: str, *, regather: bool) -> Block:
     if kind == "full":
         chosen = keep.nothing_saveable
     elif kind == "save" and listed:
-        chosen = keep.save_only_these_names(*listed)
+        chosen = functools.partial(_named, listed)
     elif kind == "recompute" and listed:
         dropped = (*listed, GATHERED) if regather else listed
         chosen = all_but(dropped, (*MOVES, *MAKES))
@@ -87,9 +87,16 @@ def all_but(names: tuple[str, ...], unnamed: tuple[str, ...]) -> Callable[..., b
     def policy(primitive: Any, *_: Any, **params: Any) -> bool:
         if primitive.name in unnamed:
             return False
-        return not (primitive.name == "name" and params["name"] in names)
+        return not _named(names, primitive, **params)
 
     return policy
+
+
+def _named(names: tuple[str, ...], primitive: Any, *_: Any, **params: Any) -> bool:
+    """Whether a result has one of the names, or a kernel of that name makes it."""
+    if primitive.name == "name":
+        return params["name"] in names
+    return primitive.name in names
 
 
 def scan(block: Block, segment: Segment, x_BTD: Array, per_batch: Batch, cache):

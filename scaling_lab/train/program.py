@@ -124,7 +124,11 @@ def _habits(platform: str) -> dict[str, Any]:
             "group_with": experts.ragged,
         }
     if platform in ("gpu", "cuda"):
-        return {"attend_with": cudnn.attend, "group_with": experts.ragged}
+        return {
+            "attend_with": cudnn.attend,
+            "attend_residual": cudnn.RESIDUAL,
+            "group_with": experts.ragged,
+        }
     if platform == "cpu":  # what suits its caches and Eigen's products
         return {
             "attend_with": attention.blockwise,
