@@ -12,10 +12,11 @@ All in bfloat16, with the same global batch and the same memory, none by hand:
 * tuned: the fastest that fits of FSDP and HSDP with one uniform policy (none, full, or
   one that names verbs) and its best microbatch, the compiler's flags its own.
 * ours: the planner's best layouts, for each the policies that `plan.refine` finds best
-  under the memory, the chip's flags for overlap; the fastest compiled.
+  under the memory; on the fastest of them the chip's flags for overlap, and on a GPU
+  layers written out, each kept where it is faster.
 
-Each side is offered the few that are predicted fastest and the compiler decides. The
-last table is what gave how much: one thing after the other, on the layout that won.
+Each side is offered the few that are predicted fastest and the compiler decides. Under
+each point stands what gave how much: one thing after the other, up to the one that won.
 """
 
 import argparse
@@ -127,30 +128,53 @@ def _predicted_best(
 
 
 def ours(point: Point) -> list[lab.RunConfig]:
-    """The planner's layouts, each with its best policies, and flags that overlap."""
+    """The planner's layouts, no two over the same axes, with their best policies."""
     question = point.question
     plans = plan.plan(question, top=10_000)
-    flags = question.target.chip.flags.get("overlap", "")
     kinds: dict[tuple[str, ...], plan.Choice] = {}
     for choice in plans.choices:
         if choice.trained:
             kinds.setdefault(tuple(choice.mesh), choice)
-    found = []
-    for choice in list(kinds.values())[:LAYOUTS]:
-        base = plan.config_of(question, choice)
-        for each in refine.policies(plans, choice, POLICIES):
-            found.append(dataclasses.replace(base, remat=each.remat, xla_flags=flags))
+    return [
+        dataclasses.replace(plan.config_of(question, choice), remat=each.remat)
+        for choice in list(kinds.values())[:LAYOUTS]
+        for each in refine.policies(plans, choice, POLICIES)
+    ]
+
+
+def changes(point: Point) -> dict[str, dict[str, Any]]:
+    """What is tried on the best of them, one after the other, and kept if it is faster.
+
+    Layers written out spare the copies of a loop's results. A TPU's compiler takes too
+    long over them.
+    """
+    chip = point.question.target.chip
+    found = {"flags": {"xla_flags": chip.flags.get("overlap", "")}}
+    if chip.compiler == "gpu":
+        found["layers written out"] = {"stack": "unroll"}
     return found
+
+
+def chosen(point: Point, compiles: bool) -> list[lab.RunConfig]:
+    """All that the planner had compiled, in the order in which it asked."""
+    offered = ours(point)
+    for change in changes(point).values():
+        best = fastest(offered, compiles)
+        if best is not None:
+            base = next(config for config in offered if config.id == best["id"])
+            offered.append(dataclasses.replace(base, **change))
+    return offered
 
 
 def steps(config: lab.RunConfig, first: lab.RunConfig) -> dict[str, lab.RunConfig]:
     """From naive to ours, one thing after the other."""
-    plain = dataclasses.replace(config, xla_flags="")
+    plain = dataclasses.replace(config, xla_flags="", stack=first.stack)
     return {
         "naive": first,
         "policy": dataclasses.replace(first, remat=config.remat),
         "layout": plain,
-        "flags": config,
+        "flags": dataclasses.replace(config, stack=first.stack),
+        "layers written out": config,
     }
 
 
@@ -173,7 +197,7 @@ def said(point: Point) -> str:
 def answer(point: Point, compiles: bool) -> dict[str, Any]:
     """The three sides' best compiled steps, their ratios and the ablation."""
     first = naive(point)
-    sides = {"naive": [first], "tuned": tuned(point), "ours": ours(point)}
+    sides = {"naive": [first], "tuned": tuned(point), "ours": chosen(point, compiles)}
     best = {name: fastest(configs, compiles) for name, configs in sides.items()}
     found: dict[str, Any] = {name: side for name, side in best.items() if side}
     if any(side is None for side in best.values()):
@@ -207,6 +231,7 @@ def fastest(configs: list[lab.RunConfig], compiles: bool) -> dict[str, Any] | No
                     "remat": config.remat,
                     "microbatches": config.accumulate,
                     "flags": bool(config.xla_flags),
+                    "stack": config.stack,
                     "step_seconds": column["step_seconds"],
                     "predicted_seconds": predicted.get("step_seconds"),
                     "exposed_seconds": column["exposed_seconds"],
@@ -245,6 +270,7 @@ def _line(side: str, row: dict[str, Any]) -> str:
         f"{row['predicted_seconds']:.4f}, exposed {row['exposed_seconds']:.4f}, "
         f"{row['peak_bytes'] / 1e9:.1f} GB)  {row['layout']}  remat {row['remat']}"
         f"{'  flags' if row['flags'] else ''}"
+        f"{'  layers written out' if row['stack'] == 'unroll' else ''}"
     )
 
 
