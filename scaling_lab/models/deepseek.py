@@ -224,9 +224,20 @@ def further(
     layer = segment(ExpertBlock, config, params["layers_further"])
     x_BTD, aux, _ = place.stack([layer], read_BTD[0] + read_BTD[1], {**batch, **tables})
     hidden_BTD = _normed(config, place, params, x_BTD, "further_final_norm")
-    after_BT = jnp.pad(targets_BT[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
-    after_BT = jnp.where(counted_BT, after_BT, -1)
+    after_BT = jnp.where(counted_BT, _following(targets_BT, batch), -1)
     return Output(hidden_BTD, aux, None), after_BT, config.further
+
+
+def _following(targets_BT: Array, batch: Any) -> Array:
+    """The target of the token behind each, in whatever order a row's tokens stand.
+
+    A divided sequence is not in its own order, but positions in documents tell it.
+    """
+    length = targets_BT.shape[1]
+    order_BT = jnp.argsort(batch["segments_BT"] * length + batch["positions_BT"], 1)
+    row_BT = jnp.take_along_axis(targets_BT, order_BT, 1)
+    row_BT = jnp.pad(row_BT[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
+    return jnp.take_along_axis(row_BT, jnp.argsort(order_BT, 1), 1)
 
 
 def _normed(c: Config, place: Verbs, params: Any, x_BTD: Array, stem: str) -> Array:

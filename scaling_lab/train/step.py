@@ -112,7 +112,9 @@ def _loss(
         auxes += then.aux
     experts = routed(auxes)
     if experts:  # of every microbatch alike, however many targets it has
-        own = {key: value / config.accumulate for key, value in experts.items()}
+        together = stages_of(place.layout) > 1  # a pipeline says their mean
+        parts = 1 if together else config.accumulate
+        own = {key: value / parts for key, value in experts.items()}
         loss = loss + own["loss"]
         metrics["experts"] = own
     return loss, {"loss": loss, **metrics}

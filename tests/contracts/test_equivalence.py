@@ -55,7 +55,8 @@ SOME = ["zero2", "hsdp", "fsdp=4,tensor=2+sequence", "expert=2,fsdp=2,tensor=2"]
 
 
 def layouts_of(family):
-    routed = hasattr(models.family(family).Config, "E")
+    config = models.size(family, "toy")
+    routed = hasattr(config, "routing")
     if family in EVERYWHERE:
         return [*LAYOUTS, *(EXPERTS if routed else ())]
     return SOME if routed else SOME[:-1]
