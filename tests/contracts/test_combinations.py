@@ -7,8 +7,8 @@ from scaling_lab.layouts import Layout
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiles")]
 
-#: family, layout, microbatches. Gemma 3 has windows, DeepSeek two kinds of layers, latent
-#: attention and a second head that looks one token further.
+#: family, layout, microbatches. Gemma 3 has windows, DeepSeek two kinds of layers,
+#: latent attention and a second head that looks one token further.
 CASES = [
     ("gemma3", "fsdp=2,context=2,tensor=2+sequence+ring", 1),
     ("deepseek", "fsdp=2,context=4+ring", 1),
