@@ -46,7 +46,7 @@ LOADS = {"8k": (2, 4096), "2k": (1, 2048)}
 BARS = {"8k": (1.20, 1.00), "2k": (1.30, 1.10)}
 #: What the compiler is asked about: policies of each tuned layout; of the planner's
 #: the best layouts, no two over the same axes, and policies of each.
-TUNED, LAYOUTS, POLICIES = 2, 3, 2
+TUNED, LAYOUTS, POLICIES = 2, 3, 3
 NO_PIPELINE = ("data", "expert", "fsdp", "context", "tensor")
 
 

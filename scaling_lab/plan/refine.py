@@ -26,6 +26,9 @@ KEPT = (
     *("attention/out", "ffn/gate", "ffn/up"),
 )
 
+#: The memory of each policy beside that of the one before.
+LIGHTER = 0.9
+
 
 @dataclasses.dataclass(frozen=True)
 class Refined:
@@ -41,7 +44,10 @@ class Refined:
 
 
 def policies(found: Plan, choice: Choice, count: int = 3) -> list[Refined]:
-    """The best policies of a choice that fit, the fastest first; of equals the lighter.
+    """The best policies of a choice that fit, the fastest first, each lighter by a tenth.
+
+    What is predicted to fit may not: the compiler is asked next about one that holds
+    less, not about one that is as heavy.
 
     Args:
       count: how many at most.
@@ -52,10 +58,14 @@ def policies(found: Plan, choice: Choice, count: int = 3) -> list[Refined]:
     held, step = memory(runs), predicted(found.question, runs)
     fits = np.flatnonzero(held.hbm_bytes <= found.question.limit_bytes)
     keys = (held.hbm_bytes[fits], step.step_seconds[fits])
-    return [
-        Refined(texts[i], float(step.step_seconds[i]), float(held.hbm_bytes[i]))
-        for i in fits[np.lexsort(keys)][:count]
-    ]
+    chosen: list[Refined] = []
+    for i in fits[np.lexsort(keys)]:
+        size = float(held.hbm_bytes[i])
+        if len(chosen) < count and (
+            not chosen or size <= LIGHTER * chosen[-1].hbm_bytes
+        ):
+            chosen.append(Refined(texts[i], float(step.step_seconds[i]), size))
+    return chosen
 
 
 def _texts(found: Plan) -> list[str]:
