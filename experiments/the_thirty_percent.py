@@ -45,8 +45,9 @@ MODELS = (
 LOADS = {"8k": (2, 4096), "2k": (1, 2048)}
 BARS = {"8k": (1.20, 1.00), "2k": (1.30, 1.10)}
 #: What the compiler is asked about: policies of each tuned layout; of the planner's
-#: the best layouts, no two over the same axes, and policies of each.
-TUNED, LAYOUTS, POLICIES = 2, 3, 3
+#: the best layouts, no two over the same axes, and policies of each with as many
+#: microbatches.
+TUNED, LAYOUTS, POLICIES = 2, 3, 2
 NO_PIPELINE = ("data", "expert", "fsdp", "context", "tensor")
 
 
@@ -136,7 +137,11 @@ def ours(point: Point) -> list[lab.RunConfig]:
         if choice.trained:
             kinds.setdefault(tuple(choice.mesh), choice)
     return [
-        dataclasses.replace(plan.config_of(question, choice), remat=each.remat)
+        dataclasses.replace(
+            plan.config_of(question, choice),
+            remat=each.remat,
+            accumulate=each.microbatches,
+        )
         for choice in list(kinds.values())[:LAYOUTS]
         for each in refine.policies(plans, choice, POLICIES)
     ]

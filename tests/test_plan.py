@@ -778,3 +778,23 @@ def test_words_make_a_question():
     assert len(found.choices) == 3
     with pytest.raises(ValueError, match="did you mean axes"):
         lab.best_layouts("llama", "1b", "h100:1x8", axess="data")
+
+
+def test_policies_of_a_layout_get_lighter_and_stay_within_memory():
+    asked = question("llama", "70b", "h100:32x8", batch=512, length=4096, axes=TRAINED)
+    found = plan.plan(asked)
+    choice = next(c for c in found.choices if c.trained)
+    refined = plan.refine.policies(found, choice, 3)
+    assert {each.microbatches for each in refined} == {1, 2}
+    for number in (1, 2):
+        own = [each for each in refined if each.microbatches == number]
+        sizes = [each.hbm_bytes for each in own]
+        assert sizes[0] <= asked.limit_bytes and len(own) <= 3
+        assert all(b <= 0.9 * a for a, b in itertools.pairwise(sizes))
+        config = dataclasses.replace(
+            plan.config_of(asked, choice), remat=own[0].remat, accumulate=number
+        )
+        validate(config)
+        assert memory(points_of([config])).hbm_bytes[0] == pytest.approx(
+            sizes[0], rel=1e-6
+        )

@@ -30,41 +30,56 @@ KEPT = (
 LIGHTER = 0.9
 
 
+#: Microbatches of a step that are tried.
+MICROBATCHES = (1, 2, 4)
+
+
 @dataclasses.dataclass(frozen=True)
 class Refined:
     """A policy of one layout with its price.
 
     Attributes:
-      remat: as a run writes it. step_seconds: predicted. hbm_bytes: of one device.
+      remat: as a run writes it. microbatches: of a step.
+      step_seconds: predicted. hbm_bytes: of one device.
     """
 
     remat: str
+    microbatches: int
     step_seconds: float
     hbm_bytes: float
 
 
 def policies(found: Plan, choice: Choice, count: int = 3) -> list[Refined]:
-    """The best policies of a choice that fit, the fastest first, each lighter by a tenth.
+    """The best policies of a choice that fit, the fastest first, each a tenth lighter.
 
     What is predicted to fit may not: the compiler is asked next about one that holds
-    less, not about one that is as heavy.
+    less, not about one that is as heavy. Of each number of microbatches there is one at
+    least, where one fits.
 
     Args:
-      count: how many at most.
+      count: how many at most, of each number of microbatches.
     """
-    texts = _texts(found)
     run = found.ranked.points.take(choice.index)
-    runs = Points.concat([_under(run, text) for text in texts])
-    held, step = memory(runs), predicted(found.question, runs)
-    fits = np.flatnonzero(held.hbm_bytes <= found.question.limit_bytes)
-    keys = (held.hbm_bytes[fits], step.step_seconds[fits])
+    own = float(run.microbatches[0] * run.microbatch_seqs[0])
+    counts = [n for n in MICROBATCHES if own % n == 0]
+    if "stage" in choice.mesh:  # a pipeline has its own reasons for as many
+        counts = [choice.microbatches]
     chosen: list[Refined] = []
-    for i in fits[np.lexsort(keys)]:
-        size = float(held.hbm_bytes[i])
-        if len(chosen) < count and (
-            not chosen or size <= LIGHTER * chosen[-1].hbm_bytes
-        ):
-            chosen.append(Refined(texts[i], float(step.step_seconds[i]), size))
+    for number in counts:
+        chosen += _of(found, run.replace(microbatch_seqs=own / number), number)[:count]
+    return sorted(chosen, key=lambda each: each.step_seconds)
+
+
+def _of(found: Plan, run: Points, microbatches: int) -> list[Refined]:
+    texts = _texts(found)
+    runs = Points.concat([_under(run, text) for text in texts])
+    held, step = memory(runs).hbm_bytes, predicted(found.question, runs).step_seconds
+    fits = np.flatnonzero(held <= found.question.limit_bytes)
+    chosen: list[Refined] = []
+    for i in fits[np.lexsort((held[fits], step[fits]))]:
+        if not chosen or held[i] <= LIGHTER * chosen[-1].hbm_bytes:
+            size, seconds = float(held[i]), float(step[i])
+            chosen.append(Refined(texts[i], microbatches, seconds, size))
     return chosen
 
 
