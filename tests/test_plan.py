@@ -108,12 +108,13 @@ def test_every_candidate_is_legal_one_by_one():
 def test_nothing_legal_is_left_out():
     """Of the trained axes: every mesh that `layouts.check` allows is a candidate."""
     asked = question(target="tpu-v5p:2x2x4", axes=TRAINED, batch=16)
-    found = {tuple(row[axis] for axis in TRAINED) for row in rows(candidates(asked))}
+    axes = [axis for axis in TRAINED if axis != "expert"]  # of a dense model
+    found = {tuple(row[axis] for axis in axes) for row in rows(candidates(asked))}
     expected = set()
-    for mesh in itertools.product((1, 2, 4, 8, 16), repeat=len(TRAINED)):
+    for mesh in itertools.product((1, 2, 4, 8, 16), repeat=len(axes)):
         if math.prod(mesh) != 16:
             continue
-        text = ",".join(f"{a}={n}" for a, n in zip(TRAINED, mesh, strict=True))
+        text = ",".join(f"{a}={n}" for a, n in zip(axes, mesh, strict=True))
         config = RunConfig(
             asked.shape.config,
             layouts.parse(text),
@@ -376,7 +377,7 @@ def test_what_cannot_be_compiled_says_why(tmp_path):
     untrained = dataclasses.replace(
         found, choices=tuple(c for c in found.choices if not c.trained)
     )
-    with pytest.raises(ValueError, match="--axes data,fsdp,context,tensor"):
+    with pytest.raises(ValueError, match="--axes data,expert,fsdp,context,tensor"):
         plan.confirm(untrained, 1, compiler([])[0])
     shape = huggingface.read(GPT_OSS)
     asked = Question(shape, parse_target("h100:2x8"), 64, 4096, axes=TRAINED)
@@ -798,3 +799,19 @@ def test_policies_of_a_layout_get_lighter_and_stay_within_memory():
         assert memory(points_of([config])).hbm_bytes[0] == pytest.approx(
             sizes[0], rel=1e-6
         )
+
+
+def test_a_choice_with_experts_is_a_layout_of_as_many_devices():
+    asked = question("mixtral", "8x7b", "h100:4x8", batch=64, length=4096, axes=TRAINED)
+    found = plan.plan(asked, top=100)
+    routed = [choice for choice in found.choices if choice.mesh.get("expert", 1) > 1]
+    assert len(routed) > 10
+    for choice in routed:
+        assert layouts.parse(choice.layout).devices == 32
+    trained = [choice for choice in routed if choice.trained]
+    assert trained
+    for choice in trained[:10]:
+        config = plan.config_of(asked, choice)
+        validate(config)
+        run = memory(points_of([config]))
+        assert run.hbm_bytes[0] == pytest.approx(choice.peak_bytes, rel=1e-6)

@@ -35,7 +35,7 @@ class Asked:
     """adamw, lion, muon or adafactor; its state counts in memory."""
     axes: str | None = None
     """Mesh axes that may be used, separated by commas. Default: all; with --compile
-    data,fsdp,context,tensor, which runs are trained and compiled with here today."""
+    data,expert,fsdp,context,tensor, which runs are trained and compiled with here."""
     wide_tensor: bool = False
     """Let tensor leave the scale-up network (a node, an NVLink domain)."""
     node_gbps: float | None = None

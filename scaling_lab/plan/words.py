@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from scaling_lab.cost.points import SCHEDULES
@@ -22,16 +24,22 @@ def layout(ranked: Ranked, index: int) -> str:
 def layout_of(question: Question, found: Candidates, index: int) -> str:
     """The layout in the grammar of every command: ``data=2,fsdp=8,tensor=4+sequence``.
 
-    ``expert`` counts devices inside ``data × fsdp × context`` and multiplies nothing.
+    Among candidates ``expert`` counts devices inside ``data × fsdp × context``; as a
+    layout it is an axis of its own, taken out of those, of ``fsdp`` first.
     """
     table = found.table
     sizes = {axis: int(table[axis][index]) for axis in AXES}
+    left = sizes["expert"]
+    for axis in ("fsdp", "data", "context"):
+        shared = math.gcd(left, sizes[axis])
+        sizes[axis] //= shared
+        left //= shared
     named = [f"{axis}={size}" for axis, size in sizes.items() if size > 1]
     text = ",".join(named) or "data=1"
     if sequence(question, found.take(np.array([index])))[0]:
         text += "+sequence"
     zero = int(table["zero"][index])
-    return text + (f"+zero{zero}" if zero in (1, 2) else "")
+    return text + (f"+zero{zero}" if zero in (1, 2) and sizes["data"] > 1 else "")
 
 
 def schedule(ranked: Ranked, index: int) -> str:
@@ -49,6 +57,9 @@ def trained(ranked: Ranked, index: int) -> bool:
     table = ranked.candidates.table
     others = [axis for axis in AXES if axis not in (*TRAINED, "stage")]
     if table["host"][index] or schedule(ranked, index) not in ("none", *PIPELINES):
+        return False
+    # Experts inside fsdp rest as the plan priced them; inside data they rest otherwise.
+    if table["fsdp"][index] % table["expert"][index]:
         return False
     return all(table[axis][index] == 1 for axis in others)
 
