@@ -43,8 +43,9 @@ def check_tables(trained):
             assert divided(leaf, spec, layout), (kind, path, leaf.sharding)
 
 
-#: One family meets every layout. The others are made of the same verbs and meet what is
-#: theirs: biases, learned positions and a tied head; experts; windows; latent attention.
+#: One family meets every layout. The others are made of the same verbs and meet what
+#: is theirs: biases, learned positions and a tied head; experts; windows; latent
+#: attention.
 SOME = ["zero2", "hsdp", "fsdp=4,tensor=2+sequence"]
 MEETS = {
     "llama": LAYOUTS,
