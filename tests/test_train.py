@@ -202,6 +202,10 @@ def greedy(config, params, prompt, tokens):
         ("llama", "fsdp_tensor", "auto"),
         ("gpt2", "ddp", "auto"),
         ("llama", "tensor_sequence", "auto"),
+        ("gpt2", "fsdp=2,context=2,tensor=2+sequence+ring", "auto"),
+        ("mixtral", "expert=4,fsdp=2", "auto"),
+        ("deepseek", "expert=2,fsdp=4", "auto"),
+        ("gemma3", "data=2,context=4", "auto"),
         # Fails while `generate` leaves its batch and cache unplaced.
         ("llama", "fsdp", "explicit"),
     ],

@@ -78,11 +78,11 @@ def check_room(model: Any, prompt: int, tokens: int) -> None:
 def _to_decode(program: Program, params: Any) -> tuple[Placement, Any]:
     """The placement and parameters for single positions, which nothing can divide.
 
-    Overrides by signature go (sequence parallelism divides T), and the axes are Auto,
-    since there is no gradient whose sharding a type would have to say.
+    T is divided by no axis any more (context and sequence parallelism do), and the axes
+    are Auto, since there is no gradient whose sharding a type would have to say.
     """
     layout = program.config.layout
-    acts = {k: axes for k, axes in layout.acts.items() if not isinstance(axes, Mapping)}
+    acts = _without_positions(layout.acts)
     config = dataclasses.replace(
         program.config,
         layout=dataclasses.replace(layout, acts=acts),
@@ -91,6 +91,14 @@ def _to_decode(program: Program, params: Any) -> tuple[Placement, Any]:
     )
     place = make_placement(config)
     return place, jax.device_put(params, shardings_of(place, params))
+
+
+def _without_positions(acts: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_positions(axes) if isinstance(axes, Mapping) else axes
+        for key, axes in acts.items()
+        if key != "T"
+    }
 
 
 def _next_logits(
