@@ -130,6 +130,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
             textcoords="offset points",
             fontsize=7,
         )
+    axes.set_xlim(-0.02, 1.1)
     axes.set_xlabel("share of pairs seen")
     axes.set_ylabel("time, as a share of the full mask's")
     figure.savefig(path)
