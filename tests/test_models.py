@@ -9,7 +9,7 @@ from jax.sharding import AxisType
 from scaling_lab import models
 from scaling_lab.layouts import Layout, Placement
 from scaling_lab.models import ops
-from scaling_lab.parallel import attention, equations, experts
+from scaling_lab.parallel import attention, equations
 from scaling_lab.parallel.masks import Mask, causal_mask
 
 ONE = Placement(Layout({}))
@@ -193,26 +193,6 @@ def test_an_index_outside_the_table_finds_no_neighbour():
     np.testing.assert_array_equal(found[0, :, 0], [1, 1, 0, 0])
 
 
-def test_experts_weigh_the_best_alone():
-    h_BTD, router_DE = draw(2, 3, 8), draw(8, 4, seed=1)
-    gates_BTE = experts.gates(h_BTD, router_DE, 2)
-    assert ((gates_BTE > 0).sum(-1) == 2).all()
-    np.testing.assert_allclose(gates_BTE.sum(-1), 1.0, rtol=1e-6)
-    best = np.argsort(np.einsum("btd,de->bte", h_BTD, router_DE), -1)[..., -2:]
-    assert (np.take_along_axis(np.asarray(gates_BTE), best, -1) > 0).all()
-    weights = {"up_ED": draw(4, 8, seed=2)}
-    found = ONE.experts(
-        h_BTD,
-        router_DE,
-        weights,
-        lambda h_BTD, w: h_BTD * w["up_ED"][None, None],
-        top_k=2,
-        name="experts",
-    )
-    wanted = np.einsum("btd,bte,ed->btd", h_BTD, gates_BTE, weights["up_ED"])
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
-
-
 def test_remat_policies():
     place = Placement(Layout({}), remat="some")
     family, config = models.family("llama"), models.size("llama", "toy")
@@ -236,6 +216,6 @@ def test_query_heads_that_straddle_groups_get_their_own_keys():
     mask = Mask(positions, positions, ordered=True)
     mesh = jax.make_mesh((2,), ("tensor",), axis_types=(AxisType.Auto,))
     spread = attention.by_heads(
-        attention.dense, (q, k, v), mask, mesh, None, ("tensor", None)
+        attention.dense, (q, k, v), mask, mesh, (None, None), ("tensor", None)
     )
     assert jnp.allclose(spread, attention.dense(q, k, v, mask), atol=1e-5)
