@@ -7,8 +7,9 @@ import re
 import pytest
 
 from scaling_lab import layouts, models
-from scaling_lab.config import RunConfig, check_remat, validate
+from scaling_lab.config import RunConfig, check_remat, configure, validate
 from scaling_lab.data import DataConfig
+from scaling_lab.hardware import chip
 from scaling_lab.layouts import IllegalLayout, Layout
 from scaling_lab.optimizers import OptimizerConfig
 
@@ -268,3 +269,12 @@ def test_remat_policies():
     ):
         with pytest.raises(ValueError, match=said):
             check_remat(policy, verbs)
+
+
+def test_a_named_set_of_flags_is_the_chips():
+    overlap = configure("llama", "8b", "fsdp=64", "h100:8x8", xla_flags="overlap")
+    assert overlap.xla_flags == chip("h100").flags["overlap"]
+    with pytest.raises(ValueError, match="did you mean overlap"):
+        configure("llama", "8b", "fsdp=64", "h100:8x8", xla_flags="olap")
+    with pytest.raises(ValueError, match="cpu:8 has no named sets"):
+        configure("llama", "toy", "fsdp=8", "cpu:8", xla_flags="overlap")

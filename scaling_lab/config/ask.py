@@ -85,7 +85,7 @@ def _flags(text: str, machine: Target) -> str:
     Raises:
       ValueError: the chip has no set of that name, with those it has.
     """
-    if not text or text.lstrip().startswith("--"):
+    if not text or "=" in text or text.lstrip().startswith("--"):
         return text
     sets = machine.chip.flags if machine.chip is not None else {}
     if not sets:
