@@ -16,7 +16,7 @@ from scaling_lab.config import RunConfig
 from scaling_lab.cost import mechanisms
 from scaling_lab.cost.ledger import Entry, record
 from scaling_lab.cost.mechanisms import Implied
-from scaling_lab.layouts import Layout, Spec, stages_of
+from scaling_lab.layouts import Layout, Spec, alternates, stages_of
 from scaling_lab.layouts.moves import column_axes
 from scaling_lab.parallel import equations
 
@@ -37,11 +37,10 @@ def of_parameter(
     if apart and uses:
         itemsize = jnp.dtype(config.precision).itemsize
         again = layout.gather == "layer" and letters.startswith("L")
-        times = mechanisms.times(config, layout, letters[0] == "L") * (
-            2 if again else uses
-        )
+        uses = 2 + alternates(layout) if again else uses
+        times = mechanisms.times(config, layout, letters[0] == "L") * uses
         size = elements * itemsize // layout.over(used)
-        why = "gathered where it is used" + (", twice" if again else "")
+        why = "gathered where it is used" + (f", {uses} times" if again else "")
         yield Implied("all-gather", apart, round(times * size), why)
     updated = layout.spec("optimizer", letters, name)
     apart = _missing(updated, stored)

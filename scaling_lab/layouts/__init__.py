@@ -11,6 +11,7 @@ from scaling_lab.layouts.mesh import make_mesh
 from scaling_lab.layouts.placement import Placement
 from scaling_lab.layouts.stages import (
     alternate,
+    alternates,
     check_stages,
     fit_stages,
     passes,
@@ -26,6 +27,7 @@ __all__ = [
     "Placement",
     "Spec",
     "alternate",
+    "alternates",
     "check",
     "check_stages",
     "fit_kv_heads",

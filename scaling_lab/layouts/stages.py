@@ -33,6 +33,14 @@ def virtual_of(layout: Layout) -> int:
     return int(count or 1)
 
 
+def alternates(layout: Layout) -> bool:
+    """Whether stages go forward and backward in turn (``+1f1b``).
+
+    Each layer then goes forward once more before it goes backward.
+    """
+    return layout.mechanism("stack", "") == "1f1b"
+
+
 def fit_stages(layout: Layout, depths: Sequence[int], vocabulary: int) -> Layout:
     """The layout with its layers resting where they can.
 

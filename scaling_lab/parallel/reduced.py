@@ -8,10 +8,11 @@ Rajbhandari et al. 2020, section 7.2).
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
+from jax import custom_batching
 from jax.sharding import PartitionSpec
 
 from scaling_lab.parallel import equations
@@ -88,11 +89,30 @@ def _reduced(equation: str, reduction: Reduction, x: Array, gradient: Array) -> 
     place |= dict(zip(weight, reduction.used, strict=True))
     rests = zip(reduction.used, scattered, strict=True)
     return jax.shard_map(
-        local,
+        one_by_one(local),
         mesh=reduction.mesh,
         in_specs=tuple(_partition(place[x] for x in term) for term in (left, output)),
         out_specs=_partition(used + more for used, more in rests),
     )(x, gradient)
+
+
+def one_by_one(function: Callable[..., Array]) -> Callable[..., Array]:
+    """The function, which under `jax.vmap` over one thing is called on that thing.
+
+    Every stage of a pipeline is one of one on its device. As a dim of 1 it would turn
+    the TPU's reduce-scatters of matrices into all-reduces.
+    """
+    called: Any = custom_batching.custom_vmap(function)
+
+    @called.def_vmap
+    def rule(size: int, batched: Any, *arrays: Array) -> tuple[Array, bool]:
+        axes = tuple(0 if each else None for each in batched)
+        if size > 1:
+            return jax.vmap(function, axes)(*arrays), True
+        own = (a[0] if each else a for a, each in zip(arrays, batched, strict=True))
+        return called(*own)[None], True
+
+    return called
 
 
 def _partition(spec: Iterable[tuple[str, ...]]) -> PartitionSpec:

@@ -14,7 +14,12 @@ from einops import rearrange
 
 from scaling_lab import dims, models, optimizers
 from scaling_lab.config import RunConfig
-from scaling_lab.layouts import ExplicitPlacement, Placement, stages_of
+from scaling_lab.layouts import (
+    ExplicitPlacement,
+    Placement,
+    alternates,
+    stages_of,
+)
 from scaling_lab.parallel.verbs import TokenLoss
 from scaling_lab.train import alternate
 
@@ -125,7 +130,7 @@ def _gradients(config: RunConfig, place: Placement, params: Any, batch: Metrics)
     total = jnp.maximum(1, jnp.sum(batch["targets_BT"] >= 0))
     compute = jax.value_and_grad(functools.partial(_loss, config, place), has_aux=True)
 
-    if place.layout.mechanism("stack", "") == "1f1b":
+    if alternates(place.layout):
         parts_M = _microbatches(config, batch, place)
 
         def loss(place: Placement, params: Any, part: Metrics):

@@ -1,6 +1,6 @@
 """Layers in stages train as one device does, and move what was meant to be moved."""
 
-import re
+import collections
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import pytest
 
 from contracts.training import Trained, of_text, run_of, same
 from scaling_lab import cost, dims, train
+from scaling_lab.compile import describe
 from scaling_lab.layouts import IllegalLayout, Layout, Placement, make_mesh
 from scaling_lab.parallel import alternating, schedules
 from scaling_lab.parallel.verbs import Segment
@@ -120,57 +121,51 @@ def test_the_loop_alternates_as_its_schedule_says():
 # --- What is moved
 
 
-def collectives(config):
-    """(kind, whether over stages alone) of every collective in the text, with bytes."""
+def column_of(config):
+    """The compiled column of a config, and how often each collective runs by axes."""
     program = train.make_program(config)
-    text = program.step.lower(*program.abstract_arguments()).compile().as_text()
-    layout = config.layout
-    apart = layout.devices // layout.mesh["stage"]
-    pattern = (
-        r"= \(?\w+\[([\d,]*)\].* (all-gather|all-to-all|all-reduce|collective-permute)"
-        r"(?:-start)?\(.*?(?:replica_groups|source_target_pairs)=(\S+)"
-    )
-    found = []
-    for shape, kind, groups in re.findall(pattern, text):
-        pair = re.match(r"\{\{(\d+),(\d+)", groups)
-        iota = re.match(r"\[\d+,\d+\]<=\[([\d,]+)\](T?)", groups)
-        over = pair and abs(int(pair[2]) - int(pair[1])) == apart
-        over = over or (iota is not None and iota[2] == "T")
-        size = int(np.prod([int(n) for n in shape.split(",") if n] or [1]))
-        found.append((kind, bool(over), size))
-    return found
+    compiled = program.step.lower(*program.abstract_arguments()).compile()
+    mesh = config.placed_layout.mesh
+    column = describe(compiled, mesh, 1.0, None, "cpu:8", config)
+    times = collections.Counter()
+    for row in column["collectives"]:
+        times[row["kind"], *row["axes"]] += row["count"]
+    return column, times
 
 
-def test_only_neighbours_talk_between_the_ticks(tiny):
-    """No stage's weights and no buffer of a pipeline are gathered over its stages."""
-    model = tiny("llama", L=4)
-    config = run_of(model, "stage=2,fsdp=4", batch=16, accumulate=4, stack="scan")
-    found = collectives(config)
-    over = [(kind, size) for kind, along, size in found if along]
-    assert [kind for kind, _ in over].count("collective-permute") == 2
-    assert not [kind for kind, _ in over if kind in ("all-gather", "all-to-all")]
+@pytest.mark.parametrize(
+    "layout",
+    ["stage=2,fsdp=4", "stage=2,fsdp=4+interleaved=2", "stage=2,fsdp=4+1f1b"],
+)
+def test_only_neighbours_talk_between_the_ticks(layout, tiny):
+    """No stage's weights and no buffer of a pipeline are gathered over its stages.
 
-
-def test_chunks_move_their_weights_once(tiny):
-    """Interleaved, each weight of a layer goes to its stage, and its gradient back."""
-    config = run_of(
-        tiny("llama", L=4),
-        "stage=2,fsdp=4+interleaved=2",
-        batch=16,
-        accumulate=4,
-        stack="scan",
-    )
-    weights = len(train.make_program(config).init().params["layers"])
-    kinds = [kind for kind, _, _ in collectives(config)]
-    assert kinds.count("all-to-all") == 2 * weights
+    Interleaved, each weight of a layer goes to its stage once, and its gradient back.
+    """
+    fields = {"batch": 16, "accumulate": 4, "stack": "scan", "target": "cpu:8"}
+    config = run_of(tiny("llama", L=4), layout, **fields)
+    weights = len(dims.leaves(config.abstract_params["layers"]))
+    interleaved = "interleaved" in layout
+    ticks = 4 * (1 + interleaved) + 1
+    column, times = column_of(config)
+    assert column["unasked"] == []
+    # 1F1B's last tick is backward alone, and the compiler drops what it hands on.
+    assert times["collective-permute", "stage"] == 2 * ticks - ("1f1b" in layout)
+    assert times["all-to-all", "stage"] == 2 * weights * interleaved
+    assert not times["all-gather", "stage"]
 
 
 def test_explained_is_what_is_compiled(tiny):
     """Bytes handed on: every tick there and back, B·T·D of one device's microbatch."""
-    config = run_of(tiny("llama", L=4), "stage=2,fsdp=4", batch=16, accumulate=4)
+    fields = {"batch": 16, "accumulate": 4, "stack": "scan", "target": "cpu:8"}
+    config = run_of(tiny("llama", L=4), "stage=2,fsdp=4", **fields)
     implied = cost.explain(config).collectives()
     found = {(item["kind"], *item["axes"]): item["bytes"] for item in implied}
-    assert found["collective-permute", "stage"] == 2 * 5 * 1 * 32 * 64 * 4
+    handed = found["collective-permute", "stage"]
+    assert handed == 2 * 5 * 1 * 32 * 64 * 4
+    rows = column_of(config)[0]["collectives"]
+    moved = [row["bytes"] for row in rows if row["kind"] == "collective-permute"]
+    assert sum(moved) == handed
     assert not [key for key in found if key[0] == "all-gather" and "stage" in key]
 
 
