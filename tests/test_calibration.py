@@ -145,14 +145,22 @@ def test_stages_and_rings_are_priced(call):
         ("--layout fsdp=16", "16 devices and the target has 64"),
         ("--layout stage=4,fsdp=16", "leave stages idle .* --accumulate .*: 4, 8"),
         ("--layout stage=64 --accumulate 64", "more than the L=32 layers"),
-        ("--layout context=64 --length 4160", "does not cut 4160 positions"),
-        ("--layout expert=4,fsdp=16", "expert=4 divides nothing"),
+        ("--layout context=64 --length 4160", "nearest length: 4096, 4224"),
     ],
 )
 def test_a_run_that_cannot_be_is_not_priced(call, words, reason):
     code, out, said = call("predict", *ONE.split(), *words.split())
     assert code == 2 and not out
     assert re.search(reason, " ".join(said.split()))
+
+
+def test_to_a_dense_model_the_axis_expert_is_one_more_of_fsdp(call):
+    def seconds(layout):
+        code, out, said = call("predict", *ONE.split(), "--layout", layout, "--json")
+        assert code == 0, said
+        return json.loads(out)["seconds"]
+
+    assert seconds("expert=4,fsdp=16") == seconds("fsdp=64")
 
 
 def test_records_without_a_clock_are_refused(tmp_path):
