@@ -1,0 +1,220 @@
+"""Rows that hold every pair of mechanisms that can be, to be trained on eight devices.
+
+A bug of one mechanism is found where it is tested, and most others need two to meet
+(Kuhn, Wallace, Gallo 2004, "Software fault interactions"). So every two values of
+different factors meet in some row, and every three axes, unless validation refuses
+them: then they stand in the other list, with what it says. The values come from the
+grammar: a word added there is in the rows when they are made again.
+"""
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+
+from contracts.training import run_of
+from scaling_lab.dims import AXES
+from scaling_lab.layouts import Layout, grammar
+from scaling_lab.parallel.verbs import Routing
+
+DEVICES, BATCH = 8, 32
+
+
+def words(verb):
+    """What a layout may say of a verb: an axis with its word, or the word alone."""
+    for word, (axis, bound, _) in grammar.MECHANISMS.items():
+        if bound == verb:
+            counted = f"{word}=2" if word in grammar.COUNTED else word
+            yield f"{axis}+{counted}"
+            if not axis:
+                yield f"{verb.removesuffix('s')}+{counted}"
+
+
+#: Factor -> its values; the first one says nothing. Of a layout they are an axis, a
+#: word after a plus sign, or both.
+LAYOUT = {
+    "data": ("", "data"),
+    "fsdp": ("", "fsdp"),
+    "tensor": ("", "tensor", "tensor+sequence"),
+    "context": ("", "context", *words("attend")),
+    "experts": ("", *words("experts")),
+    "stage": ("", "stage", *words("stack")),
+    "tables": ("", "+zero1", "+zero2", "+gather_once"),
+}
+RUN = {
+    "model": ("llama", "gpt2", "gemma3", "mixtral"),
+    "remat": ("none", "full", "save:attention/attend", "recompute:attention/query"),
+    "accumulate": (4, 1),
+    "precision": ("float32", "bfloat16"),
+    "axis_type": ("auto", "explicit"),
+}
+FACTORS = LAYOUT | RUN
+ROUTED = "mixtral"
+#: Need an axis of data.
+OVER_DATA = ("+zero1", "+zero2")
+TRIES = 64
+#: Capacity of 1.25 drops some tokens, the same wherever they are.
+ROUTING = Routing(top_k=2, balance=0.02, z=0.01, capacity=1.25)
+
+
+def layout_of(row):
+    """The text of a row's layout: three axes of 2, or fewer and larger ones."""
+    chosen = [row.get(factor, "") for factor in LAYOUT]
+    axes = axes_of(row)
+    if axes <= {"stage"}:
+        axes |= {"fsdp"}
+    axes = sorted(axes, key=AXES.index)
+    sizes = dict.fromkeys(axes, 2)
+    grows = next(axis for axis in axes if axis != "stage")
+    sizes[grows] = DEVICES // 2 ** (len(axes) - 1)
+    said = [value.partition("+")[2] for value in chosen]
+    named = ",".join(f"{axis}={size}" for axis, size in sizes.items())
+    return "+".join([named, *filter(None, said)])
+
+
+def axes_of(row):
+    return {row.get(factor, "").partition("+")[0] for factor in LAYOUT} - {""}
+
+
+def model_of(name, tiny):
+    """Four layers, of one kind but for Gemma 3, whose windows cut a row."""
+    changes = {"routing": ROUTING} if name == ROUTED else {}
+    if name == "gemma3":
+        changes = {"window": 12}
+    return tiny(name, L=4, **changes)
+
+
+class Case(NamedTuple):
+    """A row as it is trained."""
+
+    model: str
+    layout: str
+    remat: str
+    accumulate: int
+    precision: str
+    axis_type: str
+
+    @classmethod
+    def of(cls, row):
+        said = [row.get(factor, values[0]) for factor, values in RUN.items()]
+        return cls(said[0], layout_of(row), *said[1:])
+
+    @classmethod
+    def read(cls, line):
+        model, layout, remat, accumulate, *rest = line.split()
+        return cls(model, layout, remat, int(accumulate), *rest)
+
+    def config(self, tiny):
+        """The case as a run; raises where it cannot be."""
+        fields = self._asdict() | {"batch": BATCH}
+        return run_of(
+            model_of(fields.pop("model"), tiny), fields.pop("layout"), **fields
+        )
+
+    def alone(self, tiny):
+        """The same on one device, told to drop what the case drops."""
+        bind = {"experts": "capacity"} if "+capacity" in self.layout else None
+        fields = {"batch": BATCH, "precision": self.precision, "stack": "scan"}
+        if self.model == ROUTED:  # whose losses are of a microbatch
+            fields["accumulate"] = self.accumulate
+        return run_of(model_of(self.model, tiny), Layout({}, bind=bind), **fields)
+
+
+def held_by(row):
+    """The pairs that a row holds, and its three axes.
+
+    A model without experts meets no mechanism of theirs, and what is held to the bound
+    of bfloat16 says nothing of other pairs.
+    """
+    said = [(factor, row[factor]) for factor in FACTORS if row.get(factor, "") != ""]
+    held = set(itertools.combinations(said, 2))
+    if row.get("model") != ROUTED:
+        held = {pair for pair in held if "experts" not in dict(pair)}
+    if row.get("precision") == "bfloat16":
+        return {pair for pair in held if "precision" in dict(pair)}
+    axes = tuple(sorted(axes_of(row), key=AXES.index))
+    return held | {axes} if len(axes) == 3 else held
+
+
+def seed(pair):
+    """The least row with a pair: what ZeRO divides over, and a model with experts."""
+    row = dict(pair)
+    if row.get("experts"):
+        row.setdefault("model", ROUTED)
+    if row.get("tables") in OVER_DATA:
+        row.setdefault("data", "data")
+    return row
+
+
+def every_pair():
+    """Every two values that some row can hold, in order; none that is empty."""
+    single = [(f, v) for f, values in FACTORS.items() for v in values if v != ""]
+    pairs = itertools.combinations(single, 2)
+    return [p for p in pairs if len(dict(p)) == 2 and p in held_by(seed(p))]
+
+
+def refused_pairs(tiny):
+    """Pair -> what validation says of it, of those that cannot be."""
+    found = {}
+    for pair in every_pair():
+        try:
+            Case.of(seed(pair)).config(tiny)
+        except ValueError as error:
+            found[pair] = str(error)
+    return found
+
+
+def covering(refused):
+    """Rows that hold every pair but those refused, each begun with a pair left over.
+
+    The rest of a row is what gains most, of a few dozen orders to choose in.
+    """
+    random = np.random.default_rng(0)
+    left = {pair for pair in every_pair() if pair not in refused}
+    left |= set(itertools.combinations(AXES, 3))
+    rows = []
+    for pair in every_pair():
+        if pair in left:
+            orders = [random.permutation(list(FACTORS)) for _ in range(TRIES)]
+            tried = [_filled(seed(pair), order, left, refused) for order in orders]
+            row = max(tried, key=lambda row: len(held_by(row) & left))
+            left -= held_by(row)
+            rows.append({factor: row[factor] for factor in FACTORS})
+    return rows
+
+
+def _filled(row, order, left, refused):
+    for factor in ("model", *(f for f in order if f != "precision"), "precision"):
+        if factor not in row:
+            options = [row | {factor: value} for value in FACTORS[factor]]
+            options = [option for option in options if _goes(option, refused)]
+            row = max(options, key=lambda option: len(held_by(option) & left))
+    return row
+
+
+def _goes(row, refused):
+    """Three axes at most, no experts where there are none, and nothing refused."""
+    axes, zero = axes_of(row), row.get("tables") in OVER_DATA
+    said = [(factor, row[factor]) for factor in FACTORS if factor in row]
+    return (
+        len(axes | {"data"} if zero else axes) <= 3
+        and not (zero and row.get("data") == "")
+        and not (row.get("experts") and row.get("model", ROUTED) != ROUTED)
+        and not any(pair in refused for pair in itertools.combinations(said, 2))
+    )
+
+
+def written(rows, refused):
+    """Both lists as text: a row a line, and a pair that is refused a line."""
+    lines = ["model layout " + " ".join(list(RUN)[1:])]
+    lines += [" ".join(map(str, Case.of(row))) for row in rows]
+    lines += ["", "refused"]
+    for pair, said in refused.items():
+        lines.append(f"{' × '.join(str(value) for _, value in pair)}: {said}")
+    return "\n".join(lines) + "\n"
+
+
+def read(text):
+    """The cases of the first list."""
+    lines = text.partition("\n\n")[0].splitlines()[1:]
+    return [Case.read(line) for line in lines]

@@ -1,0 +1,74 @@
+"""Every pair of mechanisms that can be, trained: see `covering`, and `covering.txt`."""
+
+import difflib
+import functools
+import os
+from pathlib import Path
+
+import pytest
+
+from contracts import covering
+from contracts.training import Trained, same
+from scaling_lab.layouts import grammar
+
+ROWS = Path(__file__).parent / "covering.txt"
+UPDATE = "UPDATE_SNAPSHOTS"
+#: Rounding to 8 bits differs with the order of sums: of norms, relatively.
+BFLOAT16 = {"loss": 1e-2, "gradient": 5e-2, "update": 1e-1}
+
+
+@pytest.fixture(scope="module")
+def refused(tiny):
+    return covering.refused_pairs(tiny)
+
+
+def test_the_rows_are_those_of_the_grammar(refused):
+    found = covering.written(covering.covering(refused), refused)
+    if os.environ.get(UPDATE):
+        ROWS.write_text(found, "utf-8")
+    kept = ROWS.read_text("utf-8") if ROWS.exists() else ""
+    diff = "\n".join(difflib.unified_diff(kept.split("\n"), found.split("\n"), n=0))
+    assert found == kept, (
+        f"the grammar has other pairs than {ROWS.name} holds:\n{diff}\n"
+        f"If that is meant, run {UPDATE}=1 pytest {Path(__file__).name} and commit."
+    )
+
+
+def test_every_pair_is_in_a_row_or_refused(refused):
+    held = set().union(*map(covering.held_by, covering.covering(refused)))
+    pairs = set(covering.every_pair())
+    assert pairs - held == set(refused)
+    assert not held & set(refused)
+
+
+def test_every_word_of_the_grammar_is_in_a_row():
+    said = {
+        word.partition("=")[0]
+        for case in covering.read(ROWS.read_text("utf-8"))
+        for word in case.layout.split("+")[1:]
+    }
+    assert said == set(grammar.MODIFIERS)
+
+
+@pytest.fixture(scope="module")
+def batches(packed):
+    return [packed(covering.BATCH, seed=seed) for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def alone(tiny, batches):
+    """Three steps on one device, once for all rows that they are the measure of."""
+    return functools.cache(lambda config: Trained(config, batches))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case",
+    covering.read(ROWS.read_text("utf-8")),
+    ids=lambda case: "-".join(map(str, case)),
+)
+@pytest.mark.usefixtures("quick_compiles")
+def test_a_row_trains_as_one_device(case, tiny, batches, alone):
+    found = Trained(case.config(tiny), batches)
+    bounds = BFLOAT16 if case.precision == "bfloat16" else {}
+    same(found, alone(case.alone(tiny)), **bounds)
