@@ -137,13 +137,10 @@ def by_hand(place: Any, weights: Any, x_BTD: Any) -> Any:
     q_BTNH = at(dot("BTD,DNH->BTNH", h_BTD, query_DNH), *heads)
     k_BSKH = at(dot("BTD,DKH->BTKH", h_BTD, key_DKH), *heads)
     v_BSKH = at(dot("BTD,DKH->BTKH", h_BTD, value_DKH), *heads)
-    alone = jax.shard_map(
-        attention.dense,
-        mesh=place.mesh,
-        in_specs=(*[PartitionSpec(*heads)] * 3, PartitionSpec("fsdp")),
-        out_specs=PartitionSpec(*heads),
+    arrays, rows = (q_BTNH, k_BSKH, v_BSKH), ("fsdp", None)
+    o_BTNH = attention.by_heads(
+        attention.dense, arrays, mask_of(x_BTD), place.mesh, rows, ("tensor", "tensor")
     )
-    o_BTNH = alone(q_BTNH, k_BSKH, v_BSKH, mask_of(x_BTD))
     out_NHD = at(w["out_NHD"], "tensor", None, None)
     x_BTD = x_BTD + at(dot("BTNH,NHD->BTD", o_BTNH, out_NHD), "fsdp")
     h_BTD = at(normed(x_BTD) * at(w["ffn_norm_D"], None)[None, None], "fsdp")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from scaling_lab import cost
 from scaling_lab import record as record_room
 from scaling_lab.config import configure
 from scaling_lab.cost import calibrations
@@ -273,6 +274,32 @@ def test_other_tpus(target, layout, tmp_path):
     assert axes == {name for name, size in config.layout.mesh.items() if size > 1}
     if "*2" in target:
         assert found.compiled["links"] == {"data": "dcn", "fsdp": "ici"}
+
+
+@tpu
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "size", "layout", "axes"),
+    [
+        ("llama", "8b", "fsdp=16,context=4+ring", {"fsdp", "context"}),
+        ("mixtral", "8x7b", "expert=8,fsdp=8", {"fsdp", "expert"}),
+    ],
+)
+def test_steps_of_true_size(family, size, layout, axes, tmp_path):
+    """All layers on 64 chips: they fit, and nothing moves that nobody asked for."""
+    config = configure(
+        *(family, size, layout, "tpu-v5p:4x4x4"), batch=64, length=4096, remat="full"
+    )
+    found = compile_run(config, cache_dir=tmp_path)
+    assert found.status == "ok", found.reason
+    column = found.compiled
+    assert column["fits"] and column["trip_counts_known"]
+    assert column["unasked"] == []
+    assert {axis for row in column["collectives"] for axis in row["axes"]} == axes
+    counted = cost.executed_per_token(config) * config.tokens_per_step / 64
+    assert column["flops"] == pytest.approx(counted, rel=0.1)
+    predicted = sum(found.predicted["bytes_per_device"].values())
+    assert predicted == pytest.approx(column["needed_bytes"], rel=0.5)
 
 
 @gpu

@@ -164,6 +164,20 @@ def test_combined_and_ragged_operands():
     ]
 
 
+@pytest.mark.parametrize(("held", "room"), [(8, 64), (64, 8)])
+def test_a_ragged_exchange_sends_no_more_than_its_rows(held, room):
+    """Into a buffer with room for the worst, and out of one: eight rows both times."""
+    text = module(
+        CELL,
+        f"%h = bf16[{held},128] broadcast(%p)",
+        f"%o = bf16[{room},128] broadcast(%p)",
+        "%q = s32[4]{0} parameter(1)",
+        f"ROOT %a = bf16[{room},128] ragged-all-to-all(%h, %o, %q, %q, %q, %q), "
+        "replica_groups={{0,4},{1,5},{2,6},{3,7}}, channel_id=2",
+    )
+    assert rows(text, CUBE) == [row("ragged-all-to-all", ("data",), 1, 8 * 128 * 2)]
+
+
 def loop(start, bound, update, direction, swapped=False):
     """A loop whose bound and step stand in its state, as the TPU compiler has them."""
     sides = "%b, %i" if swapped else "%i, %b"

@@ -3,7 +3,8 @@
 The text is ``compiled.as_text()``, from CPU, GPU or TPU. Bytes are per device and
 step, of what an operation is about and not of what a ring would send: the operand of
 an all-reduce, reduce-scatter, all-to-all or permute, the gathered result of an
-all-gather, padding included, times the executions. Counted once: an asynchronous
+all-gather, the smaller of both of a ragged all-to-all, padding included, times the
+executions. Counted once: an asynchronous
 start and its done; each branch of a conditional, though one of them runs. Groups of
 one device move nothing and are left out.
 
@@ -187,7 +188,11 @@ def _bytes(
     operands, results and contexts for its shape.
     """
     operands = instruction.operands
-    if kind == "ragged-all-to-all" or "slice_sizes=" in instruction.attributes:
+    if kind == "ragged-all-to-all":
+        # The larger of both arrays has room for the worst, the smaller only for what
+        # there is. The rest says where and how much.
+        return min(shape_bytes(computation[name].shape) for name in operands[:2])
+    if "slice_sizes=" in instruction.attributes:
         operands = operands[:1]  # the others say where and how much
     total = sum(shape_bytes(computation[name].shape) for name in operands)
     return total * group_size if kind == "all-gather" else total
