@@ -111,13 +111,17 @@ class Case(NamedTuple):
             model_of(fields.pop("model"), tiny), fields.pop("layout"), **fields
         )
 
+    def measure(self):
+        """What one device must know: experts have losses of a microbatch."""
+        parts = self.accumulate if self.model == ROUTED else 1
+        return self.model, self.precision, "+capacity" in self.layout, parts
+
     def alone(self, tiny):
         """The same on one device, told to drop what the case drops."""
-        bind = {"experts": "capacity"} if "+capacity" in self.layout else None
-        fields = {"batch": BATCH, "precision": self.precision, "stack": "scan"}
-        if self.model == ROUTED:  # whose losses are of a microbatch
-            fields["accumulate"] = self.accumulate
-        return run_of(model_of(self.model, tiny), Layout({}, bind=bind), **fields)
+        model, precision, drops, parts = self.measure()
+        layout = Layout({}, bind={"experts": "capacity"} if drops else None)
+        fields = {"batch": BATCH, "precision": precision, "accumulate": parts}
+        return run_of(model_of(model, tiny), layout, stack="scan", **fields)
 
 
 def held_by(row):
@@ -207,7 +211,9 @@ def _goes(row, refused):
 def written(rows, refused):
     """Both lists as text: a row a line, and a pair that is refused a line."""
     lines = ["model layout " + " ".join(list(RUN)[1:])]
-    lines += [" ".join(map(str, Case.of(row))) for row in rows]
+    # Side by side those that one device is the measure of.
+    cases = sorted(map(Case.of, rows), key=Case.measure)
+    lines += [" ".join(map(str, case)) for case in cases]
     lines += ["", "refused"]
     for pair, said in refused.items():
         lines.append(f"{' × '.join(str(value) for _, value in pair)}: {said}")
