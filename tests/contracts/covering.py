@@ -91,8 +91,8 @@ class Case(NamedTuple):
     layout: str
     remat: str
     accumulate: int
-    precision: str
-    axis_type: str
+    precision: str = "float32"
+    axis_type: str = "auto"
 
     @classmethod
     def of(cls, row):

@@ -3,11 +3,13 @@
 import difflib
 import functools
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from contracts import covering
+from contracts import covering, sixteen
 from contracts.training import Trained, same
 from scaling_lab.layouts import grammar
 
@@ -72,3 +74,18 @@ def test_a_row_trains_as_one_device(case, tiny, batches, alone):
     found = Trained(case.config(tiny), batches)
     bounds = BFLOAT16 if case.precision == "bfloat16" else {}
     same(found, alone(case.alone(tiny)), **bounds)
+
+
+@pytest.mark.slow
+def test_four_axes_train_as_one_device():
+    """On sixteen devices, so in a process of its own."""
+    tests = ROWS.parents[1]
+    paths = os.pathsep.join([str(tests), str(tests.parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-m", "contracts.sixteen"],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.split() == [case.layout for case in sixteen.CASES]
