@@ -7,9 +7,9 @@ Expect:  every mechanism compiles for both, and none is resharded where its layo
          not imply it (``unasked`` is 0) but where WHY says what and why.
 
 Widths are true (Llama 8B, Mixtral 8x7B), layers as few as the mechanism needs, eight
-chips. Nothing here has run: collectives that stand in divergent branches (the stages of
-a pipeline take different ones) are compiled here and executed on simulated devices in
-the tests, and on no TPU or GPU.
+chips. Nothing here has run. Collectives that stand in branches of a conditional, which
+devices may take differently (``in branches``), would be executed on simulated devices
+alone: on a TPU or GPU they are compiled and otherwise unverified.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from typing import Any
 import scaling_lab as lab
 from experiments import _compiled as kept
 from scaling_lab import record
-from scaling_lab.compile import implied, unasked
+from scaling_lab.compile import hlo, implied, unasked
 from scaling_lab.sweep import compile_run
 
 RESULTS = kept.RESULTS / "mechanisms_compiled.jsonl"
@@ -77,17 +77,21 @@ def compiled(missing: dict[str, lab.RunConfig]) -> dict[str, record.RunRecord]:
     """Records of configs, each added to the file as soon as it is there."""
     found = {}
     for name, config in missing.items():
+        module = kept.MODULES / f"{name}.txt"
         try:
-            made = compile_run(config)
+            made = compile_run(config, module=module)
         except ValueError as error:
             print(f"{config.size} for {config.target}: {error}")
             continue
-        found[name] = small(config, made)
+        text = module.read_text() if module.exists() else ""
+        found[name] = small(config, made, text)
         record.append(RESULTS, found[name])
     return found
 
 
-def small(config: lab.RunConfig, made: record.RunRecord) -> record.RunRecord:
+def small(
+    config: lab.RunConfig, made: record.RunRecord, module: str
+) -> record.RunRecord:
     """The record with what nobody asked for, and its collectives by kind and axes."""
     if made.compiled is None:
         return kept.small(made)
@@ -96,7 +100,11 @@ def small(config: lab.RunConfig, made: record.RunRecord) -> record.RunRecord:
     for row in rows:
         key = f"{row['kind']} {'×'.join(row['axes'])}"
         moves[key] = moves.get(key, 0) + row["bytes"]
-    own = {"moves": moves, "unasked": unasked(rows, implied(config))}
+    own = {
+        "moves": moves,
+        "unasked": unasked(rows, implied(config)),
+        "in_branches": hlo.in_branches(module),
+    }
     smaller = kept.small(made)
     return dataclasses.replace(smaller, compiled=(smaller.compiled or {}) | own)
 
@@ -123,6 +131,7 @@ def answer(found: dict[str, Any]) -> dict[str, Any]:
                 if column
                 else None,
                 "unasked": extra,
+                "in_branches": column.get("in_branches"),
                 "compile_seconds": column.get("compile_seconds"),
                 "why": WHY.get((target, mechanism)),
             }
@@ -134,7 +143,7 @@ def text(found: dict[str, Any]) -> str:
     """The answer as a table to read; GB of one device in one step."""
     lines = [
         f"{'mechanism':26} {'target':14} {'GB':>6} {'seconds':>8} {'exposed':>8} "
-        f"{'unasked':>8}  GB moved"
+        f"{'unasked':>8} {'in branches':>11}  GB moved"
     ]
     for row in found["rows"]:
         start = f"{row['mechanism']:26} {row['target']:14} "
@@ -152,7 +161,8 @@ def text(found: dict[str, Any]) -> str:
                 (row["unasked_bytes"], 1e9, 8, 2),
             )
         ]
-        lines.append(f"{start}{' '.join(cells)}  {said}")
+        branches = len(row["in_branches"] or ())
+        lines.append(f"{start}{' '.join(cells)} {branches:11}  {said}")
         lines += [f"    {row['why']}"] if row["why"] else []
     return "\n".join(lines)
 

@@ -159,6 +159,34 @@ def by_kind_and_axis(found: Iterable[Collective]) -> list[dict[str, Any]]:
     ]
 
 
+def in_branches(module_text: str) -> list[str]:
+    """Collectives that stand in a branch of a conditional, as ``kind, op_name``.
+
+    Devices may take different branches, and then a collective there is met by some of
+    them alone. Simulated devices, TPUs and GPUs each have their own way with that.
+    """
+    module = Module(module_text)
+    pending = [
+        name
+        for computation in module.computations.values()
+        for instruction in computation.values()
+        if instruction.opcode == "conditional"
+        for name in instruction.callees
+    ]
+    found, seen = [], set()
+    while pending:
+        name = pending.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        for instruction in module.computations[name].values():
+            pending += instruction.callees
+            kind = instruction.opcode.removesuffix("-start")
+            if kind in KINDS:
+                found.append(f"{kind}, {instruction.op_name}")
+    return sorted(found)
+
+
 def _kind(instruction: Instruction, computation: Computation) -> str | None:
     """The kind of collective, or `None` where it is none or counted elsewhere."""
     kind = instruction.opcode.removesuffix("-start")
