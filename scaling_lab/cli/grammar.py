@@ -27,7 +27,13 @@ FLAGS: tuple[tuple[str, Any, Any, str], ...] = (
     ("length", int, 256, "Tokens per sequence."),
     ("steps", int, 20, "Optimizer steps."),
     ("seed", int, 0, "Of the parameters and of the data's order."),
-    ("remat", str, "none", "none, full, save:VERB,VERB or recompute:VERB,VERB."),
+    (
+        "remat",
+        str,
+        "none",
+        "none, full, save:VERB,VERB, recompute:VERB,VERB, or 'save:VERB;offload:VERB' "
+        "with the host's memory.",
+    ),
     (
         "precision",
         str | None,

@@ -33,7 +33,8 @@ class RunConfig:
       target: the machine, as `hardware.parse_target` reads it; ``local`` is this one.
       batch: global, in sequences. length: tokens per sequence.
       steps: optimizer steps. seed: of parameters and of the data's order.
-      remat: ``none``, ``full``, ``save:VERB,…`` or ``recompute:VERB,…``.
+      remat: ``none``, ``full``, ``save:VERB,…``, ``recompute:VERB,…`` or, to the host,
+        ``offload:VERB,…``; see `parallel.policies`.
       precision: dtype of arithmetic; parameters and optimizer state are float32.
       accumulate: microbatches per step, one after another.
       stack: layers scanned, unrolled, or whichever suits the backend.

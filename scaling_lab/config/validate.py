@@ -9,6 +9,7 @@ from scaling_lab.config.run import RunConfig
 from scaling_lab.layouts import IllegalLayout, check, check_stages, stages_of
 from scaling_lab.names import one_of
 from scaling_lab.optimizers import make
+from scaling_lab.parallel import policies
 
 PRECISIONS = ("float32", "bfloat16")
 STACKS = ("auto", "scan", "unroll")
@@ -62,13 +63,21 @@ def check_remat(policy: str, verbs: list[str]) -> None:
     """Raises unless a remat policy's names are verbs of the model.
 
     Raises:
-      ValueError: an unknown policy or verb, with the nearest.
+      ValueError: an unknown policy or verb, with the nearest; attention offloaded.
     """
-    kind, _, names = policy.partition(":")
-    one_of("remat", kind, ("none", "full", "save", "recompute"))
-    if kind in ("save", "recompute"):
-        for name in names.split(","):
-            one_of(f"verb in remat {policy!r}", name, verbs)
+    for part in policy.split(";"):
+        kind, _, names = part.partition(":")
+        one_of("remat", kind, policies.KINDS)
+        if kind not in ("none", "full"):
+            for name in names.split(","):
+                one_of(f"verb in remat {policy!r}", name, verbs)
+    for name in policies.parse(policy).offloaded:
+        if name.rpartition("/")[2] == "attend":
+            raise ValueError(
+                f"remat {policy!r}: a kernel's normalisers go with what {name} "
+                f"returns, and they are not offloaded yet; say save:{name}, or leave "
+                "it to be made again"
+            )
 
 
 def _check_ranges(config: RunConfig) -> None:

@@ -8,7 +8,8 @@ Three books, by the software that runs (`points.STACKS`):
   Transformer Models), equations 1 to 4, with what a gate and grouped heads change.
 * everything else: Megatron's without dropout.
 
-A policy is written as in a run: ``none``, ``full`` or ``save:VERB,VERB``.
+A policy is written as in a run: ``none``, ``full`` or ``save:VERB,VERB``, with
+``offload:VERB`` for what rests in the host's memory.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from scaling_lab.cost.points import PRECISIONS, STACKS, Points
+from scaling_lab.parallel import policies
 
 #: Dropout's masks, one byte an element: after attention and after the feed-forward.
 DROPOUT_BYTES = 2
@@ -147,18 +149,29 @@ def score_bytes(points: Points) -> Array:
 
 
 def kept_bytes(points: Points, policy: str) -> Array:
-    """Bytes that a block keeps of one token under a policy, of our own stack.
+    """Bytes that a block keeps of one token under a policy, wherever, in our own stack.
 
     Raises:
       ValueError: not ``none``, ``full`` or ``save:`` with verbs of a block.
     """
-    kind, _, names = policy.partition(":")
-    if kind == "none":
+    if policy == "none":
         return whole_bytes(points)
     total = input_bytes(points)
-    for name in _saved(kind, names, policy):
+    for name in _read(policy).kept:
         total = total + verb_bytes(points, name)
     return total
+
+
+def offloaded_share(points: Points, policy: str) -> Array:
+    """The share of what is kept that rests in the host's memory.
+
+    Raises:
+      ValueError: as `kept_bytes`.
+    """
+    away = np.zeros(len(points))
+    for name in _read(policy).offloaded:
+        away = away + verb_bytes(points, name)
+    return away / kept_bytes(points, policy)
 
 
 def recomputed_share(points: Points, policy: str) -> Array:
@@ -166,10 +179,9 @@ def recomputed_share(points: Points, policy: str) -> Array:
 
     A block's last product is never among them: its result is the next block's input.
     """
-    kind, _, names = policy.partition(":")
-    if kind == "none":
+    if policy == "none":
         return np.zeros(len(points))
-    saved = set(_saved(kind, names, policy))
+    saved = _read(policy).kept
     found = verbs(points)
     total = sum((verb.flops for verb in found.values()), np.zeros(len(points)))
     again = np.zeros(len(points))
@@ -189,17 +201,18 @@ def is_stack(points: Points, name: str) -> Array:
     return points.stack == STACKS.index(name)
 
 
-def _saved(kind: str, names: str, policy: str) -> list[str]:
-    listed = [name for name in names.split(",") if name]
-    if kind == "full" and not listed:
-        return []
-    wrong = [name for name in listed if name not in BLOCK_VERBS]
-    if kind != "save" or wrong or not listed:
-        raise ValueError(
-            f"remat {policy!r}: write none, full, or save: with verbs of a block, "
-            f"which are {', '.join(BLOCK_VERBS)}"
-        )
-    return listed
+def _read(policy: str) -> policies.Policy:
+    said = (
+        f"remat {policy!r}: write none, full, or save: and offload: with verbs of a "
+        f"block, which are {', '.join(BLOCK_VERBS)}"
+    )
+    try:
+        found = policies.parse(policy)
+    except ValueError as error:
+        raise ValueError(said) from error
+    if found.kind == "recompute" or any(n not in BLOCK_VERBS for n in found.kept):
+        raise ValueError(said)
+    return found
 
 
 BLOCK_VERBS = (
