@@ -1,9 +1,11 @@
 """What a layout keeps for its backward pass, verb by verb, under its memory.
 
-A plan ranks layouts with a few uniform policies. Of one layout all subsets of a block's
-verbs can be priced: each trades bytes that are kept against FLOPs that are done again
+A plan ranks layouts with a few uniform policies. Of one layout every choice can be
+priced, verb by verb: to save its result, to make it again, or to keep it in the host's
+memory; and of its weights, whether what was gathered is kept or gathered again. Each
+trades bytes that are held against FLOPs that are done again and bytes that are moved
 (Chen et al. 2016, section 4; the choice is Checkmate's, Jain et al. 2020, in a space
-small enough to look through).
+small enough to look through; the host's memory is vDNN's, Rhu et al. 2016).
 """
 
 from __future__ import annotations
@@ -13,9 +15,11 @@ import itertools
 
 import numpy as np
 
+from scaling_lab.config import RunConfig
 from scaling_lab.cost import activations
 from scaling_lab.cost.memory import memory
 from scaling_lab.cost.points import REMATS, Points
+from scaling_lab.parallel.policies import Policy
 from scaling_lab.plan.answer import Choice, Plan
 from scaling_lab.plan.rank import predicted
 
@@ -26,9 +30,11 @@ KEPT = (
     *("attention/out", "ffn/gate", "ffn/up"),
 )
 
+#: Of these the host's memory may hold what attention does not: see `check_remat`.
+AWAY = tuple(name for name in KEPT if name != "attention/attend")
+
 #: The memory of each policy beside that of the one before.
 LIGHTER = 0.9
-
 
 #: Microbatches of a step that are tried.
 MICROBATCHES = (1, 2, 4)
@@ -40,13 +46,25 @@ class Refined:
 
     Attributes:
       remat: as a run writes it. microbatches: of a step.
+      gather: of the layout: ``layer``, or ``step`` where gathered weights are kept.
       step_seconds: predicted. hbm_bytes: of one device.
     """
 
     remat: str
     microbatches: int
+    gather: str
     step_seconds: float
     hbm_bytes: float
+
+    def of(self, config: RunConfig) -> RunConfig:
+        """A run of the layout under this policy."""
+        layout = config.layout
+        if self.gather != layout.gather:
+            name = f"{layout.name}+gather_once"
+            layout = dataclasses.replace(layout, gather=self.gather, name=name)
+        return dataclasses.replace(
+            config, remat=self.remat, accumulate=self.microbatches, layout=layout
+        )
 
 
 def policies(found: Plan, choice: Choice, count: int = 3) -> list[Refined]:
@@ -54,10 +72,12 @@ def policies(found: Plan, choice: Choice, count: int = 3) -> list[Refined]:
 
     What is predicted to fit may not: the compiler is asked next about one that holds
     less, not about one that is as heavy. Of each number of microbatches there is one at
-    least, where one fits.
+    least, where one fits, and one that leaves the host alone: what hides behind what is
+    the compiler's to say.
 
     Args:
-      count: how many at most, of each number of microbatches.
+      count: how many at most, of each number of microbatches, with and without the
+        host's memory.
     """
     run = found.ranked.points.take(choice.index)
     own = float(run.microbatches[0] * run.microbatch_seqs[0])
@@ -66,39 +86,90 @@ def policies(found: Plan, choice: Choice, count: int = 3) -> list[Refined]:
         counts = [choice.microbatches]
     chosen: list[Refined] = []
     for number in counts:
-        chosen += _of(found, run.replace(microbatch_seqs=own / number), number)[:count]
+        part = run.replace(microbatch_seqs=own / number)
+        here = _of(found, part, number, _here(found))[:count]
+        chosen += here
+        if _has_host(found) and not _keeps_all(here):
+            away = _of(found, part, number, _away(found))
+            chosen += [each for each in away if "offload" in each.remat][:count]
     return sorted(chosen, key=lambda each: each.step_seconds)
 
 
-def _of(found: Plan, run: Points, microbatches: int) -> list[Refined]:
-    texts = _texts(found)
-    runs = Points.concat([_under(run, text) for text in texts])
+def _of(found: Plan, run: Points, microbatches: int, texts: list[str]) -> list[Refined]:
+    """Policies that fit in order of their time, each lighter than the one before."""
+    gathers = (2.0, 1.0) if run.fsdp[0] > 1 and run.zero_stage[0] == 3 else (2.0,)
+    runs = Points.concat(
+        [_under(run, texts).replace(gathers=number) for number in gathers]
+    )
     held, step = memory(runs).hbm_bytes, predicted(found.question, runs).step_seconds
     fits = np.flatnonzero(held <= found.question.limit_bytes)
     chosen: list[Refined] = []
     for i in fits[np.lexsort((held[fits], step[fits]))]:
         if not chosen or held[i] <= LIGHTER * chosen[-1].hbm_bytes:
-            size, seconds = float(held[i]), float(step[i])
-            chosen.append(Refined(texts[i], microbatches, seconds, size))
+            gather = "layer" if runs.gathers[i] > 1 else "step"
+            text, price = texts[i % len(texts)], (float(step[i]), float(held[i]))
+            chosen.append(Refined(text, microbatches, gather, *price))
     return chosen
 
 
-def _texts(found: Plan) -> list[str]:
+def _names(found: Plan) -> list[str]:
     shape = found.question.shape
-    names = [
+    return [
         name
         for name in KEPT
         if not (name.startswith("ffn/") and shape.n_experts)
         and not (name == "ffn/gate" and not shape.gated)
     ]
+
+
+def _here(found: Plan) -> list[str]:
+    """Every choice of what is saved."""
+    names = _names(found)
     subsets = itertools.chain.from_iterable(
         itertools.combinations(names, size) for size in range(1, len(names) + 1)
     )
-    return ["none", "full", *(f"save:{','.join(subset)}" for subset in subsets)]
+    return ["none", "full", *(Policy("save", subset).text for subset in subsets)]
 
 
-def _under(run: Points, text: str) -> Points:
-    kept = activations.kept_bytes(run, text) / activations.whole_bytes(run)
-    again = activations.recomputed_share(run, text)
-    code = REMATS.index(text if text in REMATS else "selective")
-    return run.replace(kept=kept, recompute=again, remat=code)
+def _away(found: Plan) -> list[str]:
+    """Every choice of what is saved and what the host's memory holds."""
+    names = _names(found)
+    places = [("", "save", "away") if name in AWAY else ("", "save") for name in names]
+    texts = []
+    for chosen in itertools.product(*places):
+        pairs = list(zip(names, chosen, strict=True))
+        saved, away = (
+            tuple(name for name, place in pairs if place == word)
+            for word in ("save", "away")
+        )
+        if away:
+            texts.append(Policy("save", saved, away).text)
+    return texts
+
+
+def _has_host(found: Plan) -> bool:
+    chip = found.question.target.chip
+    return chip is not None and chip.host_bytes_per_second is not None
+
+
+def _keeps_all(chosen: list[Refined]) -> bool:
+    """Whether the fastest does nothing again: the host's memory can add nothing."""
+    saved = chosen[0].remat.count(",") + 1 if chosen else 0
+    return bool(chosen) and (chosen[0].remat == "none" or saved == len(KEPT))
+
+
+def _under(run: Points, texts: list[str]) -> Points:
+    """One run under each of some policies."""
+    every = run.take(np.zeros(len(texts), int))
+    whole = activations.whole_bytes(run)[0]
+    columns = [
+        (
+            activations.kept_bytes(run, text)[0] / whole,
+            0.0 if text == "none" else activations.offloaded_share(run, text)[0],
+            activations.recomputed_share(run, text)[0],
+            REMATS.index(text if text in REMATS else "selective"),
+        )
+        for text in texts
+    ]
+    kept, offload, again, code = map(np.array, zip(*columns, strict=True))
+    return every.replace(kept=kept, offload=offload, recompute=again, remat=code)
