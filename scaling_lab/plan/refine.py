@@ -19,7 +19,7 @@ from scaling_lab.config import RunConfig
 from scaling_lab.cost import activations
 from scaling_lab.cost.memory import memory
 from scaling_lab.cost.points import REMATS, Points
-from scaling_lab.parallel.policies import Policy
+from scaling_lab.parallel import policies as written
 from scaling_lab.plan.answer import Choice, Plan
 from scaling_lab.plan.rank import predicted
 
@@ -68,47 +68,52 @@ class Refined:
 
 
 def policies(found: Plan, choice: Choice, count: int = 3) -> list[Refined]:
-    """The best policies of a choice that fit, the fastest first, each a tenth lighter.
+    """The best policies of a choice that fit, of every kind, the fastest first.
 
-    What is predicted to fit may not: the compiler is asked next about one that holds
-    less, not about one that is as heavy. Of each number of microbatches there is one at
-    least, where one fits, and one that leaves the host alone: what hides behind what is
-    the compiler's to say.
+    A kind is a number of microbatches, a way to keep (everything, by name, in the
+    host's memory too) and a way to gather: what hides behind what is the compiler's to
+    say. Within a kind each is a tenth lighter than the one before: what is predicted to
+    fit may not, and the compiler is asked next about one that holds less.
 
     Args:
-      count: how many at most, of each number of microbatches, with and without the
-        host's memory.
+      count: how many at most, of each kind.
     """
     run = found.ranked.points.take(choice.index)
     own = float(run.microbatches[0] * run.microbatch_seqs[0])
     counts = [n for n in MICROBATCHES if own % n == 0]
     if "stage" in choice.mesh:  # a pipeline has its own reasons for as many
         counts = [choice.microbatches]
+    gathers = ["layer"]
+    if run.fsdp[0] > 1 and run.zero_stage[0] == 3:
+        gathers.append("step")
     chosen: list[Refined] = []
-    for number in counts:
-        part = run.replace(microbatch_seqs=own / number)
-        here = _of(found, part, number, _here(found))[:count]
-        chosen += here
-        if _has_host(found) and not _keeps_all(here):
-            away = _of(found, part, number, _away(found))
-            chosen += [each for each in away if "offload" in each.remat][:count]
+    for number, gather in itertools.product(counts, gathers):
+        part = run.replace(
+            microbatch_seqs=own / number, gathers=1.0 if gather == "step" else 2.0
+        )
+        how = (number, gather)
+        whole, named = (
+            _of(found, part, how, texts)[:count]
+            for texts in (["none", "full"], _here(found))
+        )
+        chosen += [*whole, *named]
+        if _has_host(found):
+            away = _of(found, part, how, _away(found))
+            chosen += [each for each in away if _gains(each, named)][:count]
     return sorted(chosen, key=lambda each: each.step_seconds)
 
 
-def _of(found: Plan, run: Points, microbatches: int, texts: list[str]) -> list[Refined]:
+def _of(
+    found: Plan, run: Points, how: tuple[int, str], texts: list[str]
+) -> list[Refined]:
     """Policies that fit in order of their time, each lighter than the one before."""
-    gathers = (2.0, 1.0) if run.fsdp[0] > 1 and run.zero_stage[0] == 3 else (2.0,)
-    runs = Points.concat(
-        [_under(run, texts).replace(gathers=number) for number in gathers]
-    )
+    runs = _under(run, texts)
     held, step = memory(runs).hbm_bytes, predicted(found.question, runs).step_seconds
     fits = np.flatnonzero(held <= found.question.limit_bytes)
     chosen: list[Refined] = []
     for i in fits[np.lexsort((held[fits], step[fits]))]:
         if not chosen or held[i] <= LIGHTER * chosen[-1].hbm_bytes:
-            gather = "layer" if runs.gathers[i] > 1 else "step"
-            text, price = texts[i % len(texts)], (float(step[i]), float(held[i]))
-            chosen.append(Refined(text, microbatches, gather, *price))
+            chosen.append(Refined(texts[i], *how, float(step[i]), float(held[i])))
     return chosen
 
 
@@ -128,7 +133,7 @@ def _here(found: Plan) -> list[str]:
     subsets = itertools.chain.from_iterable(
         itertools.combinations(names, size) for size in range(1, len(names) + 1)
     )
-    return ["none", "full", *(Policy("save", subset).text for subset in subsets)]
+    return [written.Policy("save", subset).text for subset in subsets]
 
 
 def _away(found: Plan) -> list[str]:
@@ -143,7 +148,7 @@ def _away(found: Plan) -> list[str]:
             for word in ("save", "away")
         )
         if away:
-            texts.append(Policy("save", saved, away).text)
+            texts.append(written.Policy("save", saved, away).text)
     return texts
 
 
@@ -152,24 +157,39 @@ def _has_host(found: Plan) -> bool:
     return chip is not None and chip.host_bytes_per_second is not None
 
 
-def _keeps_all(chosen: list[Refined]) -> bool:
-    """Whether the fastest does nothing again: the host's memory can add nothing."""
-    saved = chosen[0].remat.count(",") + 1 if chosen else 0
-    return bool(chosen) and (chosen[0].remat == "none" or saved == len(KEPT))
+def _gains(away: Refined, here: list[Refined]) -> bool:
+    """Whether the host's memory is worth asking about."""
+    return not here or away.step_seconds < here[0].step_seconds
 
 
 def _under(run: Points, texts: list[str]) -> Points:
     """One run under each of some policies."""
     every = run.take(np.zeros(len(texts), int))
-    whole = activations.whole_bytes(run)[0]
-    columns = [
-        (
-            activations.kept_bytes(run, text)[0] / whole,
-            0.0 if text == "none" else activations.offloaded_share(run, text)[0],
-            activations.recomputed_share(run, text)[0],
-            REMATS.index(text if text in REMATS else "selective"),
-        )
-        for text in texts
-    ]
-    kept, offload, again, code = map(np.array, zip(*columns, strict=True))
+    price = _Price(run)
+    kept, offload, again = map(np.array, zip(*map(price.of, texts), strict=True))
+    code = [REMATS.index(text if text in REMATS else "selective") for text in texts]
     return every.replace(kept=kept, offload=offload, recompute=again, remat=code)
+
+
+class _Price:
+    """What `activations` says of one run's policies, each verb looked up once."""
+
+    def __init__(self, run: Points) -> None:
+        self.run = run
+        self.whole = float(activations.whole_bytes(run)[0])
+        self.least = float(activations.input_bytes(run)[0])
+        names = activations.verbs(run)
+        self.bytes_of = {n: float(activations.verb_bytes(run, n)[0]) for n in names}
+        total = sum(float(verb.flops[0]) for verb in names.values())
+        self.share_of = {n: float(v.flops[0]) / total for n, v in names.items()}
+        self.again = float(activations.recomputed_share(run, "full")[0])
+
+    def of(self, text: str) -> tuple[float, float, float]:
+        """The share kept, of that what the host holds, and what is done again."""
+        if text == "none":
+            return 1.0, 0.0, 0.0
+        policy = written.parse(text)
+        away = sum(self.bytes_of[name] for name in policy.offloaded)
+        kept = self.least + sum(self.bytes_of[name] for name in policy.kept)
+        again = self.again - sum(self.share_of[name] for name in policy.kept)
+        return kept / self.whole, away / kept, again
