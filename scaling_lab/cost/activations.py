@@ -14,10 +14,15 @@ A policy is written as in a run: ``none``, ``full`` or ``save:VERB,VERB``, with
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
+from scaling_lab.cost.blocks import (
+    BLOCK_VERBS,
+    WHOLE,
+    feed_forward_width,
+    sparse_layers,
+    verbs,
+)
 from scaling_lab.cost.points import PRECISIONS, STACKS, Points
 from scaling_lab.parallel import policies
 
@@ -35,52 +40,6 @@ NORM_WIDE, NORM_NARROW, FFN_GATED, FFN_PLAIN = 2, 2, 3, 6
 LANES = 128
 
 Array = np.ndarray
-
-
-class Verb(NamedTuple):
-    """A verb of a block: numbers it returns and FLOPs it does, of one token."""
-
-    elements: Array
-    between: bool
-    flops: Array
-
-
-def verbs(points: Points) -> dict[str, Verb]:
-    """The verbs of a block by name, before division over any axis.
-
-    ``between`` marks results of the model's width, which sequence parallelism divides
-    and tensor parallelism does not. Attention is causal; FLOPs are forward.
-    """
-    width, inner = points.d_model, feed_forward_width(points)
-    queries = points.n_heads * points.head_dim
-    keys = points.kv_heads * points.head_dim
-    far = np.where(points.window > 0, np.minimum(points.window, points.seq_len), 0)
-    seen = points.seq_len / 2 * (1 - points.window_share) + points.window_share * far
-    none = np.zeros(len(points))
-    return {
-        "attention/attention_norm": Verb(width, True, none),
-        "attention/query": Verb(queries, False, 2 * width * queries),
-        "attention/key": Verb(keys, False, 2 * width * keys),
-        "attention/value": Verb(keys, False, 2 * width * keys),
-        "attention/attend": Verb(queries, False, 4 * queries * seen),
-        "attention/out": Verb(width, True, 2 * width * queries),
-        "ffn/ffn_norm": Verb(width, True, none),
-        "ffn/gate": Verb(inner * points.gated, False, 2 * width * inner * points.gated),
-        "ffn/up": Verb(inner, False, 2 * width * inner),
-        "ffn/down": Verb(width, True, 2 * width * inner),
-    }
-
-
-def feed_forward_width(points: Points) -> Array:
-    """Feed-forward columns a token goes through, averaged over the layers."""
-    routed = points.top_k * points.expert_d_ff + points.shared_d_ff
-    sparse = sparse_layers(points) / np.maximum(points.layers, 1)
-    return sparse * routed + (1 - sparse) * points.d_ff
-
-
-def sparse_layers(points: Points) -> Array:
-    """How many layers have experts."""
-    return np.where(points.n_experts > 0, points.layers - points.dense_layers, 0.0)
 
 
 def parts(points: Points) -> tuple[Array, Array, Array]:
@@ -102,6 +61,7 @@ def verb_bytes(points: Points, name: str) -> Array:
     between, inside, keys = parts(points)
     over = between if verb.between else inside
     over = keys if name in ("attention/key", "attention/value") else over
+    over = 1.0 if name in WHOLE else over
     return verb.elements * itemsize(points) / over
 
 
@@ -177,7 +137,8 @@ def offloaded_share(points: Points, policy: str) -> Array:
 def recomputed_share(points: Points, policy: str) -> Array:
     """The share of a block's forward FLOPs that its backward pass does again.
 
-    A block's last product is never among them: its result is the next block's input.
+    A block's last result is the next block's input, so it is never among them. An
+    expert's last product is: its rows are weighed before they are summed.
     """
     if policy == "none":
         return np.zeros(len(points))
@@ -213,20 +174,6 @@ def _read(policy: str) -> policies.Policy:
     if found.kind == "recompute" or any(n not in BLOCK_VERBS for n in found.kept):
         raise ValueError(said)
     return found
-
-
-BLOCK_VERBS = (
-    "attention/attention_norm",
-    "attention/query",
-    "attention/key",
-    "attention/value",
-    "attention/attend",
-    "attention/out",
-    "ffn/ffn_norm",
-    "ffn/gate",
-    "ffn/up",
-    "ffn/down",
-)
 
 
 def _ours(points: Points) -> Array:

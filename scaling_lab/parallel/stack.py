@@ -41,6 +41,7 @@ def remat(block: Block, policy: str, *, regather: bool) -> Block:
       ValueError: unknown policy.
     """
     kind, listed, away = policies.parse(policy)
+    chosen: Any
     if kind == "full":
         chosen = jax.checkpoint_policies.nothing_saveable
     elif kind == "save":

@@ -29,8 +29,12 @@ KEPT = (
     *("attention/query", "attention/key", "attention/value", "attention/attend"),
     *("attention/out", "ffn/gate", "ffn/up"),
 )
+#: The same of experts, in place of the feed-forward; rows that were sent as well.
+ROUTED = (
+    *("ffn/experts/sent", "ffn/experts/gate", "ffn/experts/up", "ffn/experts/down"),
+)
 
-#: Of these the host's memory may hold what attention does not: see `check_remat`.
+#: Of these the host's memory may hold what kernels and experts do not.
 AWAY = tuple(name for name in KEPT if name != "attention/attend")
 
 #: The memory of each policy beside that of the one before.
@@ -119,12 +123,11 @@ def _of(
 
 def _names(found: Plan) -> list[str]:
     shape = found.question.shape
-    return [
-        name
-        for name in KEPT
-        if not (name.startswith("ffn/") and shape.n_experts)
-        and not (name == "ffn/gate" and not shape.gated)
-    ]
+    names = [name for name in KEPT if shape.gated or name != "ffn/gate"]
+    if not shape.n_experts:
+        return names
+    routed = () if shape.dense_layers or shape.shared_d_ff else ROUTED
+    return [name for name in names if not name.startswith("ffn/")] + list(routed)
 
 
 def _here(found: Plan) -> list[str]:
