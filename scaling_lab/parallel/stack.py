@@ -106,15 +106,29 @@ def _named(names: tuple[str, ...], primitive: Any, *_: Any, **params: Any) -> bo
     return primitive.name in names
 
 
-def scan(block: Block, segment: Segment, x_BTD: Array, per_batch: Batch, cache):
-    """The layers as one loop: compiled once, whatever the depth."""
+def scan(
+    block: Block,
+    segment: Segment,
+    x_BTD: Array,
+    per_batch: Batch,
+    cache: Any,
+    *,
+    together: int = 1,
+):
+    """The layers as one loop: compiled once, whatever the depth.
+
+    Args:
+      together: layers in one turn. What one moves (weights, results from the host) then
+        hides behind what another computes, which a compiler sees no other way.
+    """
 
     def body(x_BTD, layer):
         params, cache = layer
         x_BTD, aux, cache = block(params, x_BTD, per_batch, cache)
         return x_BTD, (aux, cache)
 
-    x_BTD, (aux, cache) = jax.lax.scan(body, x_BTD, (per_layer(segment.params), cache))
+    layers = (per_layer(segment.params), cache)
+    x_BTD, (aux, cache) = jax.lax.scan(body, x_BTD, layers, unroll=together)
     return x_BTD, _total(aux), cache
 
 

@@ -105,6 +105,7 @@ def kept(tiny, batches):
         {"remat": "recompute:ffn/up", "stack": "unroll"},
         {"remat": "save:ffn/gate;offload:attention/query,ffn/up"},
         {"stack": "unroll"},
+        {"stack": "scan:2", "remat": "save:ffn/gate;offload:ffn/up"},
         {"loss_chunks": 4},
     ],
     ids=lambda changes: (
