@@ -112,8 +112,10 @@ def _predicted_best(
 def layouts(point: Point) -> list[list[lab.RunConfig]]:
     """The planner's layouts, no two over the same axes, each with its policies.
 
-    Of every kind of policy (`plan.refine`) the best, the predicted fastest first.
+    Of every kind of policy (`plan.refine`) the best, the predicted fastest first. A
+    chip's flags ``ahead`` change no program, only how early its collectives start.
     """
+    ahead = point.question.target.chip.flags.get("ahead", "")
     plans = plan.plan(point.question, top=10_000)
     kinds: dict[tuple[str, ...], plan.Choice] = {}
     for choice in plans.choices:
@@ -121,7 +123,9 @@ def layouts(point: Point) -> list[list[lab.RunConfig]]:
             kinds.setdefault(tuple(choice.mesh), choice)
     return [
         [
-            each.of(plan.config_of(point.question, choice))
+            dataclasses.replace(
+                each.of(plan.config_of(point.question, choice)), xla_flags=ahead
+            )
             for each in refine.policies(plans, choice, 1)[: 1 + POLICIES]
         ]
         for choice in list(kinds.values())[:LAYOUTS]
