@@ -43,7 +43,14 @@ LAYOUT = {
 }
 RUN = {
     "model": ("llama", "gpt2", "gemma3", "mixtral"),
-    "remat": ("none", "full", "save:attention/attend", "recompute:attention/query"),
+    "remat": (
+        "none",
+        "full",
+        "save:attention/attend",
+        "recompute:attention/query",
+        "offload:attention/query",
+    ),
+    "stack": ("auto", "scan:2"),
     "accumulate": (4, 1),
     "precision": ("float32", "bfloat16"),
     "axis_type": ("auto", "explicit"),
@@ -89,8 +96,9 @@ class Case(NamedTuple):
 
     model: str
     layout: str
-    remat: str
-    accumulate: int
+    remat: str = "none"
+    stack: str = "auto"
+    accumulate: int = 4
     precision: str = "float32"
     axis_type: str = "auto"
 
@@ -100,9 +108,9 @@ class Case(NamedTuple):
         return cls(said[0], layout_of(row), *said[1:])
 
     @classmethod
-    def read(cls, line):
-        model, layout, remat, accumulate, *rest = line.split()
-        return cls(model, layout, remat, int(accumulate), *rest)
+    def read(cls, names, line):
+        said = dict(zip(names.split(), line.split(), strict=True))
+        return cls(**said | {"accumulate": int(said["accumulate"])})
 
     def config(self, tiny):
         """The case as a run; raises where it cannot be."""
@@ -222,5 +230,5 @@ def written(rows, refused):
 
 def read(text):
     """The cases of the first list."""
-    lines = text.partition("\n\n")[0].splitlines()[1:]
-    return [Case.read(line) for line in lines]
+    names, *lines = text.partition("\n\n")[0].splitlines()
+    return [Case.read(names, line) for line in lines]

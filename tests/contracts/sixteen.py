@@ -13,10 +13,10 @@ from contracts.covering import BATCH, Case
 from contracts.training import Trained, same
 
 CASES = [
-    Case("llama", "stage=2,fsdp=2,context=2,tensor=2+sequence+ring", "full", 4),
-    Case("llama", "data=2,fsdp=2,context=2,tensor=2+sequence+zero2", "none", 1),
-    Case("mixtral", "stage=2,expert=2,fsdp=2,tensor=2+sequence", "none", 4),
-    Case("mixtral", "data=2,stage=2,expert=2,fsdp=2+zero2", "full", 4),
+    Case("llama", "stage=2,fsdp=2,context=2,tensor=2+sequence+ring", "full"),
+    Case("llama", "data=2,fsdp=2,context=2,tensor=2+sequence+zero2", accumulate=1),
+    Case("mixtral", "stage=2,expert=2,fsdp=2,tensor=2+sequence"),
+    Case("mixtral", "data=2,stage=2,expert=2,fsdp=2+zero2", "full"),
 ]
 
 
