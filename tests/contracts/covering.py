@@ -84,10 +84,10 @@ def axes_of(row):
 
 
 def model_of(name, tiny):
-    """Four layers, of one kind but for Gemma 3, whose windows cut a row."""
+    """Four layers of one kind; Gemma 3's are local, and their windows cut a row."""
     changes = {"routing": ROUTING} if name == ROUTED else {}
     if name == "gemma3":
-        changes = {"window": 12}
+        changes = {"window": 12, "period": 8}
     return tiny(name, L=4, **changes)
 
 

@@ -101,7 +101,8 @@ def close(found, wanted, bound, noise=1e-6):
     assert found.keys() == wanted.keys()
     for path, array in wanted.items():
         error = np.linalg.norm(found[path] - array)
-        assert error <= max(bound * np.linalg.norm(array), floor), (path, error)
+        norm = np.linalg.norm(array)
+        assert error <= max(bound * norm, floor), (path, error, norm)
 
 
 def same(found, wanted, loss=1e-5, gradient=1e-4, update=1e-3, noise=1e-6):
