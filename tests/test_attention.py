@@ -113,12 +113,12 @@ def test_decoding_and_a_prefix_are_not_for_the_kernel_of_tpus():
 # --- Divided sequences
 
 
-def spread(mechanism, shards, kernel=chunked.KERNEL):
+def spread(mechanism, shards, kernel=chunked.KERNEL, whole=attention.dense):
     mesh = Mesh(
         np.array(jax.devices()[:shards]), ("context",), axis_types=(AxisType.Auto,)
     )
     rows = PartitionSpec(None, "context")
-    attend = functools.partial(context.MECHANISMS[mechanism], kernel, "context")
+    attend = context.spread(mechanism, context.Kernels(whole, kernel), "context")
     return jax.shard_map(
         attend, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False
     )
