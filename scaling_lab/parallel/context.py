@@ -162,7 +162,7 @@ def _backward(kernel, axis, residuals, d_BTNU):
 
 ring.defvjp(_forward, _backward)
 
-#: What a layout may bind `attend` to over a divided sequence, and which kernel it takes.
+#: What a layout may bind `attend` to over a divided sequence, with the kernel it takes.
 MECHANISMS = {
     "gather": ("parts", gathered),
     "ring": ("parts", ring),
