@@ -89,6 +89,10 @@ class Points:
         it brings every device all keys.
       scores_again: share of attention's scores done again in the backward pass; NaN
         where it follows from ``remat`` and ``recompute``.
+      gathers: how often a microbatch gathers what ``fsdp`` divides: 2, or 1 where what
+        was gathered is kept for the backward pass.
+      host_bytes_per_second: one way of one device to its host's memory; infinite where
+        nobody asks what offloading costs.
     """
 
     layers: Any
@@ -147,6 +151,8 @@ class Points:
     network_bytes_per_second: Any
     ulysses: Any = 0.0
     scores_again: Any = np.nan
+    gathers: Any = 2.0
+    host_bytes_per_second: Any = np.inf
 
     def __post_init__(self) -> None:
         columns = {name: np.asarray(getattr(self, name)) for name in names()}
