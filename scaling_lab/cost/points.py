@@ -85,6 +85,8 @@ class Points:
       scale_up: devices that this network joins (a node, NVLink domain, torus).
       torus_dims: dims of the torus; 0 where it is switched.
       network_bytes_per_second: one-way of one device into the data-centre network.
+      ulysses: 1 where attention over ``context`` exchanges positions for heads, 0 where
+        it brings every device all keys.
       scores_again: share of attention's scores done again in the backward pass; NaN
         where it follows from ``remat`` and ``recompute``.
       gathers: how often a microbatch gathers what ``fsdp`` divides: 2, or 1 where what
@@ -147,6 +149,7 @@ class Points:
     scale_up: Any
     torus_dims: Any
     network_bytes_per_second: Any
+    ulysses: Any = 0.0
     scores_again: Any = np.nan
     gathers: Any = 2.0
     host_bytes_per_second: Any = np.inf
