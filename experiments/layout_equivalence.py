@@ -41,6 +41,7 @@ LAYOUTS = [
     ("fsdp=4,tensor=2+sequence", "none", 4),
     ("data=2,context=4", "none", 1),
     ("fsdp=2,context=4+ring", "full", 1),
+    ("fsdp=2,context=4+ulysses", "none", 4),
     ("fsdp=2,context=2,tensor=2+sequence+ring", "none", 1),
     ("stage=2,fsdp=4", "full", 4),
     ("stage=2,data=2,tensor=2+sequence", "none", 4),

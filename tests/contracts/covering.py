@@ -20,14 +20,11 @@ from scaling_lab.parallel.verbs import Routing
 DEVICES, BATCH = 8, 32
 
 
-def words(verb):
-    """What a layout may say of a verb: an axis with its word, or the word alone."""
-    for word, (axis, bound, _) in grammar.MECHANISMS.items():
+def words(verb, axis):
+    """What a layout may say of a verb that is divided over an axis."""
+    for word, (_, bound, _) in grammar.MECHANISMS.items():
         if bound == verb:
-            counted = f"{word}=2" if word in grammar.COUNTED else word
-            yield f"{axis}+{counted}"
-            if not axis:
-                yield f"{verb.removesuffix('s')}+{counted}"
+            yield f"{axis}+{word}=2" if word in grammar.COUNTED else f"{axis}+{word}"
 
 
 #: Factor -> its values; the first one says nothing. Of a layout they are an axis, a
@@ -36,9 +33,9 @@ LAYOUT = {
     "data": ("", "data"),
     "fsdp": ("", "fsdp"),
     "tensor": ("", "tensor", "tensor+sequence"),
-    "context": ("", "context", *words("attend")),
-    "experts": ("", *words("experts")),
-    "stage": ("", "stage", *words("stack")),
+    "context": ("", "context", *words("attend", "context")),
+    "experts": ("", *words("experts", "expert")),
+    "stage": ("", "stage", *words("stack", "stage")),
     "tables": ("", "+zero1", "+zero2", "+gather_once"),
 }
 RUN = {
