@@ -145,14 +145,32 @@ def held_by(row):
     return held | {axes} if len(axes) == 3 else held
 
 
-def seed(pair):
-    """The least row with a pair: what ZeRO divides over, and a model with experts."""
-    row = dict(pair)
+def seed(meeting):
+    """The least row with a pair or three axes, and what these need.
+
+    ZeRO divides over data, and experts are of a model that has some.
+    """
+    row = dict(meeting) if len(meeting) == 2 else dict(map(_first, meeting))
     if row.get("experts"):
         row.setdefault("model", ROUTED)
     if row.get("tables") in OVER_DATA:
         row.setdefault("data", "data")
     return row
+
+
+def _first(axis):
+    """The factor of an axis, with its first word."""
+    return next(
+        (factor, value)
+        for factor, values in LAYOUT.items()
+        for value in values
+        if value.partition("+")[0] == axis
+    )
+
+
+def every_three():
+    """Every three axes."""
+    return list(itertools.combinations(AXES, 3))
 
 
 def every_pair():
@@ -174,29 +192,33 @@ def refused_pairs(tiny):
 
 
 def covering(refused):
-    """Rows that hold every pair but those refused, each begun with a pair left over.
+    """Rows that hold every pair but those refused, each begun with one left over.
 
     The rest of a row is what gains most, of a few dozen orders to choose in.
     """
     random = np.random.default_rng(0)
-    left = {pair for pair in every_pair() if pair not in refused}
-    left |= set(itertools.combinations(AXES, 3))
-    rows = []
-    for pair in every_pair():
-        if pair in left:
+    meetings = [*(pair for pair in every_pair() if pair not in refused), *every_three()]
+    left, rows = set(meetings), []
+    for meeting in meetings:
+        if meeting in left:
             orders = [random.permutation(list(FACTORS)) for _ in range(TRIES)]
-            tried = [_filled(seed(pair), order, left, refused) for order in orders]
+            tried = [_filled(meeting, order, left, refused) for order in orders]
             row = max(tried, key=lambda row: len(held_by(row) & left))
             left -= held_by(row)
             rows.append({factor: row[factor] for factor in FACTORS})
     return rows
 
 
-def _filled(row, order, left, refused):
+def _filled(meeting, order, left, refused):
+    row = seed(meeting)
     for factor in ("model", *(f for f in order if f != "precision"), "precision"):
         if factor not in row:
             options = [row | {factor: value} for value in FACTORS[factor]]
-            options = [option for option in options if _goes(option, refused)]
+            options = [
+                option
+                for option in options
+                if _goes(option, refused) and meeting in held_by(option)
+            ]
             row = max(options, key=lambda option: len(held_by(option) & left))
     return row
 

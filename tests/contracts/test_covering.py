@@ -41,6 +41,7 @@ def test_every_pair_is_in_a_row_or_refused(refused):
     pairs = set(covering.every_pair())
     assert pairs - held == set(refused)
     assert not held & set(refused)
+    assert not set(covering.every_three()) - held
 
 
 def test_every_word_of_the_grammar_is_in_a_row():
