@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from scaling_lab import dims
+from scaling_lab import dims, models
 from scaling_lab.config.run import RunConfig
 from scaling_lab.layouts import IllegalLayout, check, check_stages, stages_of
 from scaling_lab.names import one_of
@@ -45,6 +45,9 @@ def validate(config: RunConfig, devices: int | None = None) -> None:
             f"{config.family} {config.size}; use --length {longest} or less"
         )
     _check_widths(config.model)
+    sight = models.sight(config.model)
+    sight.check()
+    sight.check_length(config.length)
     _check_experts(config)
     make(config.optimizer, config.steps)
     _check_stages(config)

@@ -85,6 +85,7 @@ class Mask:
       chunk: how many positions one segment holds, where segments are documents cut
         into chunks (`chunked`); ``None`` is all.
       blocks: which blocks of the row are seen; ``None`` is all.
+      prefix: how many positions `k_prefix_BS` marks in a document; ``None`` says none.
       ordered: keys stand in the order of queries (S = T and the array order is the
         causal order), so a kernel may skip blocks without looking at positions.
       row: positions of the whole row, where these are a part of it; else ``None``.
@@ -101,6 +102,7 @@ class Mask:
     window: int | None = dataclasses.field(default=None, metadata={"static": True})
     chunk: int | None = dataclasses.field(default=None, metadata={"static": True})
     blocks: Blocks | None = dataclasses.field(default=None, metadata={"static": True})
+    prefix: int | None = dataclasses.field(default=None, metadata={"static": True})
     ordered: bool = dataclasses.field(default=False, metadata={"static": True})
     row: int | None = dataclasses.field(default=None, metadata={"static": True})
 
@@ -200,7 +202,7 @@ class Mask:
         return inside - at(bottom + 1, left) + at(top, left) > 0
 
     def density(self) -> float:
-        """Fraction of (query, key) pairs seen, not looking at documents or a prefix.
+        """Fraction of (query, key) pairs seen, as if every row were one document.
 
         Of a part of a row it is the whole row's: parts are cut to be alike.
         """
@@ -220,7 +222,12 @@ class Mask:
             first_T = np.maximum(first_T, q_T // self.chunk * self.chunk)
             last_T = np.minimum(last_T, (q_T // self.chunk + 1) * self.chunk - 1)
         if self.blocks is None:
-            return float(np.sum(last_T - first_T + 1)) / (t * s)
+            seen = float(np.sum(last_T - first_T + 1))
+            if self.prefix is not None:  # what of it is not seen anyway
+                prefix = min(self.prefix, s)
+                both_T = np.minimum(prefix - 1, last_T) - first_T + 1
+                seen += float(np.sum(prefix - np.maximum(0, both_T)))
+            return seen / (t * s)
         return _mapped_pairs(self.blocks, first_T, last_T) / (t * s)
 
 
@@ -255,6 +262,13 @@ def causal_mask(
         window=window,
         blocks=blocks,
         ordered=True,
+    )
+
+
+def prefixed(mask: Mask, prefix: int) -> Mask:
+    """The mask with the first positions of every document seen by all of it."""
+    return dataclasses.replace(
+        mask, k_prefix_BS=mask.k_positions_BS < prefix, prefix=prefix
     )
 
 
