@@ -79,6 +79,7 @@ def rows() -> dict[str, tuple[Any, dict[str, Any]]]:
         "window of 64": Sight(window=64),
         "chunks of 128": Sight(chunk=128),
         "map of blocks of 32": Sight(blocks=block_map()),
+        "learned: 3 chosen blocks of 32, own and last": Sight(top=3, block=32),
     }
     found: dict[str, tuple[Any, dict[str, Any]]] = {BASE: (dense, {})}
     found["8 experts, 2 a token"] = (routed, {})

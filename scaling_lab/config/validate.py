@@ -48,6 +48,7 @@ def validate(config: RunConfig, devices: int | None = None) -> None:
     sight = models.sight(config.model)
     sight.check()
     sight.check_length(config.length)
+    _check_choice(config)
     _check_experts(config)
     make(config.optimizer, config.steps)
     _check_stages(config)
@@ -130,6 +131,22 @@ def _check_experts(config: RunConfig) -> None:
         raise ValueError(
             "routing choice='expert' gives each expert a full queue, and +capacity "
             "would cut it again; leave +capacity out, or say choice='token'"
+        )
+
+
+def _check_choice(config: RunConfig) -> None:
+    if models.sight(config.model).top is None:
+        return
+    if config.layout.spec("acts", "BT")[1]:
+        raise IllegalLayout(
+            f"layout {config.layout.name!r}: blocks are chosen from all of a row, and "
+            "here devices hold parts of it; divide heads instead, as tensor=2, or say "
+            "--mask window=128"
+        )
+    if config.axis_type == "explicit":
+        raise IllegalLayout(
+            "blocks that a model chooses are gathered by the compiler's own placement, "
+            "which leaves explicit axes alone; use --axis-type auto"
         )
 
 

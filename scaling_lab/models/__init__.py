@@ -100,6 +100,12 @@ def seeing(config: Any, sight: Sight) -> Any:
             f"mask {sight.text}: layers of {name} are of two kinds already and all see "
             f"alike; leave global={sight.every} out, or ask llama"
         )
+    block = getattr(family_of(config), "Block", None)
+    if sight.top and not getattr(block, "chooses", False):
+        raise ValueError(
+            f"mask {sight.text}: attention of {name} has no summaries to choose blocks "
+            "by; ask llama, qwen3 or mixtral, or say which it sees: blocks=MAP.json"
+        )
     return dataclasses.replace(config, mask=sight)
 
 

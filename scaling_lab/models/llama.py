@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from scaling_lab.models.choosing import Choosing
 from scaling_lab.models.ops import (
     EVERYTHING,
     Output,
@@ -78,7 +79,7 @@ SIZES: dict[str, Config] = {
 }
 
 
-class Attention(nnx.Module):
+class Attention(Choosing):
     """The first half of a layer: attention on a normed residual."""
 
     def __init__(self, c: Any, rngs: nnx.Rngs):
@@ -91,6 +92,8 @@ class Attention(nnx.Module):
         self.key_DKH = normal(key(), (c.D, c.K, c.H))
         self.value_DKH = normal(key(), (c.D, c.K, c.H))
         self.out_NHD = normal(key(), (c.N, c.H, c.D), out)
+        if c.mask.top is not None:
+            self.prepare(c, rngs)
 
     def attention(self, x_BTD: Array, per_batch: Any, place: Verbs, cache: Any):
         h_BTD = rms_norm(
@@ -113,7 +116,11 @@ class Attention(nnx.Module):
         k_BSKH, v_BSKH, mask, cache = remember(
             cache, k_BTKH, v_BTKH, per_batch, self.config.mask
         )
-        o_BTNH = place.attend(q_BTNH, k_BSKH, v_BSKH, mask, name="attention/attend")
+        if self.config.mask.top is None:
+            o_BTNH = place.attend(q_BTNH, k_BSKH, v_BSKH, mask, name="attention/attend")
+        else:
+            arrays = (q_BTNH, k_BSKH, v_BSKH)
+            o_BTNH, cache = self.choosing(h_BTD, arrays, (mask, cache), place)
         o_BTD = place.einsum(
             "BTNH,NHD->BTD", o_BTNH, self.out_NHD, name="attention/out"
         )

@@ -193,12 +193,20 @@ def empty_cache(config: Any, batch: int, length: int, dtype: Any) -> list[dict]:
     cached heads are wider than H says so as ``cached_width``.
     """
     width = getattr(config, "cached_width", config.H)
+    sight, firsts = getattr(config, "mask", EVERYTHING), {}
+    if sight.top is not None:  # whole blocks, and of each its first query
+        blocks = -(-length // sight.block)
+        length = blocks * sight.block
+        firsts["first_LBSNH"] = (batch, blocks, config.N, width)
     one = (batch, length, config.K, width)
+    arrays = {"key_LBSKH": one, "value_LBSKH": one, **firsts}
     return [
         {
-            "key_LBSKH": jnp.zeros((depth, *one), dtype),
-            "value_LBSKH": jnp.zeros((depth, *one), dtype),
             "written_L": jnp.zeros((depth,), jnp.int32),
+            **{
+                name: jnp.zeros((depth, *shape), dtype)
+                for name, shape in arrays.items()
+            },
         }
         for depth in getattr(config, "depths", (config.L,))
     ]
@@ -230,6 +238,7 @@ def remember(
     written = at + k_BTKH.shape[1]
     mask = sight.after(per_batch["positions_BT"], slots_BS, written)
     after = {
+        **cache,
         "key_LBSKH": key_BSKH,
         "value_LBSKH": value_BSKH,
         "written_L": written,

@@ -35,7 +35,8 @@ class Alternating:
     @property
     def widths(self) -> dict[str, tuple[int, ...]]:
         """Sizes of dims that have several (`models.widths`)."""
-        return {"L": self.depths}
+        chosen = self.mask.top is not None
+        return {"L": self.depths, **({"I": (self.mask.block,)} if chosen else {})}
 
     @property
     def runs(self) -> list[tuple[str, Any, int]]:

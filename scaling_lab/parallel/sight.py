@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ class Sight:
         (prefix language models, Raffel et al. 2020, section 3.2.1); what they say of
         each other is no target.
       blocks: only these blocks of the row (BigBird, Zaheer et al. 2020, section 2).
+      top: of the blocks before it only so many, those that the model chooses, beside
+        its own and the `near` right before it (`parallel.chosen`); ``None`` is all.
+      block: positions of a block that is chosen.
     """
 
     window: int | None = None
@@ -43,6 +47,9 @@ class Sight:
     chunk: int | None = None
     prefix: int | None = None
     blocks: Blocks | None = None
+    top: int | None = None
+    near: int = 1
+    block: int = 32
 
     @classmethod
     def parse(cls, text: str) -> Sight:
@@ -85,8 +92,10 @@ class Sight:
         words = [
             f"{word}={getattr(self, field)}"
             for word, field in _FIELDS.items()
-            if field != "blocks" and getattr(self, field) is not None
+            if field not in ("blocks", *_CHOICE) and getattr(self, field) is not None
         ]
+        if self.top is not None:
+            words += [f"{word}={getattr(self, word)}" for word in _CHOICE]
         if self.blocks is not None:
             words.append(f"blocks={len(self.blocks.seen)}×{self.blocks.size}")
         return ",".join(words) or "causal"
@@ -100,6 +109,8 @@ class Sight:
             at_BT: Any = np.empty((1, length), np.int32)  # only its shape is read
             mask = Mask(at_BT, at_BT, blocks=self.blocks, ordered=True)
             limits.append(max(1, round(mask.density() * length)))
+        if self.top is not None:
+            limits.append((self.top + self.near) * self.block + self.block // 2)
         return min((limit for limit in limits if limit), default=None)
 
     def share(self, layers: int) -> float:
@@ -124,6 +135,14 @@ class Sight:
                 f"mask global={self.every}: every layer sees all already; say what the "
                 f"others see, as window=128,global={self.every}"
             )
+        others = dataclasses.replace(self, every=None, top=None, near=1, block=32)
+        if self.top is None and (self.near, self.block) != (1, 32):
+            raise ValueError("mask near and block are of a choice; say top=4 too")
+        if self.top is not None and others != Sight():
+            raise ValueError(
+                f"mask {self.text}: blocks are chosen from all of a document; leave "
+                f"{others.text} out"
+            )
         if self.prefix is not None and (self.chunk or self.blocks):
             other = "chunk" if self.chunk else "blocks"
             raise ValueError(
@@ -135,8 +154,16 @@ class Sight:
         """Raises unless it says what every position of a row sees.
 
         Raises:
-          ValueError: a map of blocks that ends before the row does.
+          ValueError: a map of blocks that ends before the row does, or blocks to
+            choose from into which it does not divide.
         """
+        if self.top is not None and length % self.block:
+            near = max(self.block, length // self.block * self.block)
+            raise ValueError(
+                f"length={length} does not divide into blocks of {self.block} to "
+                f"choose from; use --length {near}, or a block of "
+                f"{math.gcd(length, self.block)}"
+            )
         if self.blocks is None:
             return
         count, size = len(self.blocks.seen), self.blocks.size
@@ -195,7 +222,12 @@ _FIELDS = {
     "chunk": "chunk",
     "prefix": "prefix",
     "blocks": "blocks",
+    "top": "top",
+    "near": "near",
+    "block": "block",
 }
+#: Those of a choice of blocks.
+_CHOICE = ("top", "near", "block")
 
 
 def _read(path: str) -> Blocks:
