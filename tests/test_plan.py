@@ -622,17 +622,108 @@ def test_a_type_by_its_class_and_a_text_model_inside():
     assert huggingface.read(text).params == huggingface.read(GEMMA3).params
 
 
-def test_a_config_that_is_a_family_of_ours_can_be_compiled(tmp_path):
+QWEN3 = {
+    "model_type": "qwen3",
+    "hidden_size": 1024,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 3072,
+    "vocab_size": 151936,
+    "tie_word_embeddings": True,
+    "rope_theta": 1000000,
+    "max_position_embeddings": 40960,
+}
+GEMMA3_27B = {
+    "model_type": "gemma3",
+    "text_config": {
+        "hidden_size": 5376,
+        "intermediate_size": 21504,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 62,
+        "num_key_value_heads": 16,
+        "head_dim": 128,
+        "query_pre_attn_scalar": 168,
+        "sliding_window": 1024,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+    },
+}
+DEEPSEEK_V2_LITE = DEEPSEEK | {
+    "model_type": "deepseek_v2",
+    "hidden_size": 2048,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "q_lora_rank": None,
+    "intermediate_size": 10944,
+    "moe_intermediate_size": 1408,
+    "n_routed_experts": 64,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 6,
+    "first_k_dense_replace": 1,
+    "vocab_size": 102400,
+    "n_group": 1,
+    "topk_group": 1,
+    "aux_loss_alpha": 0.001,
+}
+LLAMA31 = LLAMA | {
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_scaling": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "family", "size"),
+    [
+        (LLAMA31, "llama", "8b"),
+        (MIXTRAL | {"router_aux_loss_coef": 0.02}, "mixtral", "8x7b"),
+        (QWEN3, "qwen3", "0.6b"),
+        (
+            QWEN3_MOE
+            | {"norm_topk_prob": True, "max_position_embeddings": 40960}
+            | {"rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"}},
+            "qwen3_moe",
+            "30b-a3b",
+        ),
+        (GEMMA3_27B, "gemma3", "27b"),
+        (DEEPSEEK, "deepseek", "v3"),
+        (DEEPSEEK_V2_LITE | {"max_position_embeddings": 4096}, "deepseek", "v2-lite"),
+    ],
+)
+def test_a_config_that_is_a_family_of_ours_can_be_compiled(
+    tmp_path, config, family, size
+):
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(LLAMA))
+    path.write_text(json.dumps(config))
     shape = plan.read(path)
-    ours = plan.of_config(shape.config)
-    assert ours.params == shape.params
-    assert (ours.layers, ours.kv_heads, ours.vocab) == (32, 8, 128256)
-    path.write_text(json.dumps(MIXTRAL))
-    shape = plan.read(path)
+    assert shape.config == models.size(family, size)
     assert plan.of_config(shape.config).params == shape.params
-    path.write_text(json.dumps(GPT_OSS))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT_OSS,
+        QWEN2,
+        QWEN3 | {"attention_bias": True},
+        LLAMA | {"mlp_bias": True},
+        GEMMA3 | {"final_logit_softcapping": 30.0},
+        GEMMA3 | {"layer_types": ["full_attention", *["sliding_attention"] * 25]},
+        DEEPSEEK | {"n_shared_experts": 0},
+        DEEPSEEK_V2_LITE | {"n_group": 8, "topk_group": 3},
+    ],
+)
+def test_what_is_no_family_of_ours_is_predicted_alone(tmp_path, config):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
     assert plan.read(path).config is None
 
 
