@@ -85,8 +85,14 @@ class Points:
       scale_up: devices that this network joins (a node, NVLink domain, torus).
       torus_dims: dims of the torus; 0 where it is switched.
       network_bytes_per_second: one-way of one device into the data-centre network.
+      ulysses: 1 where attention over ``context`` exchanges positions for heads, 0 where
+        it brings every device all keys.
       scores_again: share of attention's scores done again in the backward pass; NaN
         where it follows from ``remat`` and ``recompute``.
+      gathers: how often a microbatch gathers what ``fsdp`` divides: 2, or 1 where what
+        was gathered is kept for the backward pass.
+      host_bytes_per_second: one way of one device to its host's memory; infinite where
+        nobody asks what offloading costs.
     """
 
     layers: Any
@@ -143,7 +149,10 @@ class Points:
     scale_up: Any
     torus_dims: Any
     network_bytes_per_second: Any
+    ulysses: Any = 0.0
     scores_again: Any = np.nan
+    gathers: Any = 2.0
+    host_bytes_per_second: Any = np.inf
 
     def __post_init__(self) -> None:
         columns = {name: np.asarray(getattr(self, name)) for name in names()}
