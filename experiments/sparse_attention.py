@@ -29,7 +29,7 @@ import numpy as np
 from einops import reduce
 
 import scaling_lab as lab
-from scaling_lab.parallel import attention, chosen, chunked, masks
+from scaling_lab.parallel import attention, choice, chosen, chunked, masks
 
 RESULTS = Path(__file__).parent / "results" / "sparse_attention"
 CONFIGS = [lab.configure("llama", "33m", "data=1", "cpu:1", batch=1, length=2048)]
@@ -82,9 +82,9 @@ def choosing(block: int, top: int) -> Attend:
     """Summaries of blocks, the choice of some, and attention to both."""
 
     def attend(q: Any, k: Any, v: Any, mask: masks.Mask) -> Any:
-        summaries, (key, value) = chosen.summaries(mask, block), _means(block, k, v)
-        firsts, _ = chosen.firsts(q, mask, block)
-        mask = chosen.choose(firsts, key, summaries, (top, 1), mask)
+        summaries, (key, value) = choice.summaries(mask, block), _means(block, k, v)
+        firsts, _ = choice.firsts(q, mask, block)
+        mask = choice.choose(firsts, key, summaries, (top, 1), mask)
         return attention.dense(q, key, value, summaries) + chosen.attend(q, k, v, mask)
 
     return attend

@@ -12,7 +12,7 @@ from contracts.training import Trained, run_of, same
 from scaling_lab import cost, models
 from scaling_lab.layouts import IllegalLayout, Layout, Placement
 from scaling_lab.models import ops
-from scaling_lab.parallel import attention, chosen
+from scaling_lab.parallel import attention, choice, chosen
 from scaling_lab.parallel.masks import causal_mask
 from scaling_lab.parallel.sight import Sight
 
@@ -23,9 +23,9 @@ PLACE = Placement(Layout({}))
 
 def chosen_mask(batch, q_BTNH, c_BSKH, block, sizes=(2, 1)):
     mask = causal_mask({key: jnp.asarray(array) for key, array in batch.items()})
-    firsts, _ = chosen.firsts(q_BTNH, mask, block)
-    summaries = chosen.summaries(mask, block)
-    return chosen.choose(firsts, c_BSKH, summaries, sizes, mask)
+    firsts, _ = choice.firsts(q_BTNH, mask, block)
+    summaries = choice.summaries(mask, block)
+    return choice.choose(firsts, c_BSKH, summaries, sizes, mask)
 
 
 def result_and_gradients(attend, mask, q, k, v, d):
@@ -69,7 +69,7 @@ def test_density_is_the_pairs_of_the_work():
     q = jax.random.normal(jax.random.key(0), (1, 64, 2, 8))
     mask = chosen_mask(batch, q, q[:, 7::8], 8)
     assert mask.density() == pytest.approx(float(mask.visible_BKTS().mean()))
-    summaries = chosen.summaries(mask, 8)
+    summaries = choice.summaries(mask, 8)
     seen = float(summaries.visible_BTS().mean())
     assert summaries.density() == pytest.approx(seen)
 

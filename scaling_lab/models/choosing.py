@@ -6,7 +6,7 @@ that branch say which blocks another branch sees in full. A choice has no gradie
 the compressors learn from the branch they serve, and a gate mixes both.
 
 Different from the paper the branches share keys and values, and a window's branch is
-part of the chosen blocks'; `parallel.chosen` says who chooses.
+part of the chosen blocks'; `parallel.choice` says who chooses.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from scaling_lab.models.ops import constant, normal
-from scaling_lab.parallel import chosen
+from scaling_lab.parallel import choice
 from scaling_lab.parallel.masks import Mask
 from scaling_lab.parallel.verbs import Verbs
 
@@ -85,7 +85,7 @@ class Choosing(nnx.Module):
         """
         (q_BTNH, k_BSKH, v_BSKH), (mask, cache) = arrays, seen
         sight = self.config.mask
-        summaries = chosen.summaries(mask, sight.block)
+        summaries = choice.summaries(mask, sight.block)
         key_BSKH = self.compressed(k_BSKH, mask, place, "key")
         value_BSKH = self.compressed(v_BSKH, mask, place, "value")
         summary_BTNH = place.attend(
@@ -94,8 +94,8 @@ class Choosing(nnx.Module):
         # Before its document's first whole block a query sees no summary.
         some_BT11 = jnp.any(summaries.visible_BTS(), -1)[..., None, None]
         summary_BTNH = jnp.where(some_BT11, summary_BTNH, 0)
-        firsts, cache = chosen.firsts(q_BTNH, mask, sight.block, cache)
-        mask = chosen.choose(firsts, key_BSKH, summaries, (sight.top, sight.near), mask)
+        firsts, cache = choice.firsts(q_BTNH, mask, sight.block, cache)
+        mask = choice.choose(firsts, key_BSKH, summaries, (sight.top, sight.near), mask)
         chosen_BTNH = place.attend(
             q_BTNH, k_BSKH, v_BSKH, mask, name="attention/attend"
         )

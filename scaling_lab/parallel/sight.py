@@ -38,7 +38,7 @@ class Sight:
         each other is no target.
       blocks: only these blocks of the row (BigBird, Zaheer et al. 2020, section 2).
       top: of the blocks before it only so many, those that the model chooses, beside
-        its own and the `near` right before it (`parallel.chosen`); ``None`` is all.
+        its own and the `near` right before it (`parallel.choice`); ``None`` is all.
       block: positions of a block that is chosen.
     """
 
