@@ -87,6 +87,11 @@ class Points:
       network_bytes_per_second: one-way of one device into the data-centre network.
       scores_again: share of attention's scores done again in the backward pass; NaN
         where it follows from ``remat`` and ``recompute``.
+      gathered_bytes: bytes of one parameter on the wires when ``fsdp`` gathers it.
+      reduced_bytes: bytes of one gradient on the wires when ``fsdp`` reduces it; NaN
+        where it is ``grad_bytes``.
+      near_again: 1 where the backward pass gathers weights within the scale-up network,
+        from a second copy that is sharded there alone, else 0.
     """
 
     layers: Any
@@ -144,6 +149,9 @@ class Points:
     torus_dims: Any
     network_bytes_per_second: Any
     scores_again: Any = np.nan
+    gathered_bytes: Any = 2.0
+    reduced_bytes: Any = np.nan
+    near_again: Any = 0.0
 
     def __post_init__(self) -> None:
         columns = {name: np.asarray(getattr(self, name)) for name in names()}

@@ -163,9 +163,9 @@ def parts_of(p: Points, eff: Calibration) -> Parts:
     context = _beside(scores, rotated) - scores + _CHUNKED * rotated
     hidden = busy + tensor + experts + context
     held = held_by(p, s)
-    gathered = wires.fsdp(held / p.layers)
-    traffic = gathered * np.where(p.zero_stage >= 3, 2 + p.grad_bytes / 2, 0)
-    fsdp = _beside(hidden, traffic) - hidden
+    traffic = wires.fsdp(held / p.layers)
+    waited = eff.of("weights_exposed", p)
+    fsdp = _beside(hidden, (1 - waited) * traffic) - hidden + waited * traffic
     layer = hidden + fsdp
     routed_launch = 1 + moe * (eff.of("routed_launch", p) - 1)
     launch = eff.of("launch", p) * routed_launch * (1 + s.recompute / 3)
