@@ -15,8 +15,8 @@ from scaling_lab.cost.communication import Wires
 from scaling_lab.cost.efficiencies import PRIORS, Calibration
 from scaling_lab.cost.fit import fit, half_width, held_out
 from scaling_lab.cost.machines import machine_columns, peak_of
-from scaling_lab.cost.points import SCHEDULES, Points, names
 from scaling_lab.cost.memory import memory
+from scaling_lab.cost.points import SCHEDULES, Points, names
 from scaling_lab.cost.predict import parts_of, predict
 from scaling_lab.cost.runs import points_of
 from scaling_lab.cost.shapes import model_flops, parameter_count, shapes_of
@@ -196,7 +196,7 @@ def test_fewer_bits_on_a_slow_network():
 
 
 def test_a_ring_takes_its_hops():
-    """However little it carries: 56 hops within nodes and 7 between them, and a start."""
+    """However little it carries: 56 hops within nodes, 7 between them, and a start."""
     points = seventy(fsdp=64)
     wires = Wires(points, shapes_of(points), Calibration())
     seconds = wires.collective("fsdp", points.fsdp, np.zeros(1))[0]

@@ -8,7 +8,6 @@ from scaling_lab.cost.efficiencies import Calibration
 from scaling_lab.cost.points import Points
 from scaling_lab.cost.shapes import Column, Shapes
 
-
 #: Seconds to start a ring, and of each of its hops within the scale-up network and
 #: out of it: NCCL's tuning model (src/graph/tuning.cc, rings, protocol Simple), and on
 #: a torus a hop of jax-ml/scaling-book (sharding.md).
