@@ -33,10 +33,12 @@ class RunConfig:
       target: the machine, as `hardware.parse_target` reads it; ``local`` is this one.
       batch: global, in sequences. length: tokens per sequence.
       steps: optimizer steps. seed: of parameters and of the data's order.
-      remat: ``none``, ``full``, ``save:VERB,…`` or ``recompute:VERB,…``.
+      remat: ``none``, ``full``, ``save:VERB,…``, ``recompute:VERB,…`` or, to the host,
+        ``offload:VERB,…``; see `parallel.policies`.
       precision: dtype of arithmetic; parameters and optimizer state are float32.
       accumulate: microbatches per step, one after another.
-      stack: layers scanned, unrolled, or whichever suits the backend.
+      stack: layers scanned (``scan:4``, four in a turn), unrolled, or whichever suits
+        the backend.
       axis_type: of the mesh; ``explicit`` is JAX's sharding in types.
       z_loss: weight of the squared log-normaliser (PaLM, section 5).
       loss_chunks: chunks of the vocabulary the loss is cut into; ``None`` decides.
@@ -101,9 +103,7 @@ class RunConfig:
     @functools.cached_property
     def abstract_params(self) -> dict[str, Any]:
         """Shapes and dtypes of the parameters; nothing is allocated."""
-        init = models.family_of(self.model).init
-        # The key too is traced: a concrete one would start JAX's devices.
-        return jax.eval_shape(lambda: init(self.model, jax.random.key(0)))
+        return dict(_abstract_params(self.model))
 
     @property
     def id(self) -> str:
@@ -154,6 +154,13 @@ class RunConfig:
           ValueError: unknown chip or topology.
         """
         return parse_target(self.target)
+
+
+@functools.lru_cache(maxsize=32)
+def _abstract_params(model: Any) -> dict[str, Any]:
+    init = models.family_of(model).init
+    # The key too is traced: a concrete one would start JAX's devices.
+    return jax.eval_shape(lambda: init(model, jax.random.key(0)))
 
 
 def _non_default(value: Any) -> dict[str, Any]:

@@ -67,6 +67,17 @@ class Wires:
         torus = _TORUS_HOP * (1 + dims * size ** (1 / dims) / 2)
         return np.where(self.p.torus_dims > 0, torus, switched)
 
+    def exchange(self, axis: str, size: Column, payload: Column) -> Column:
+        """All-to-all of so many bytes of one device."""
+        p = self.p
+        # Round a ring a quarter of what it takes to bring everybody everything.
+        round_ring = self.ring(axis, size, payload * size) / 4
+        members = np.clip(np.floor(p.scale_up / self.stride[axis]), 1, size)
+        near = payload * (size - 1) / size / self.link
+        far = payload * (1 - members / size) / self.network
+        switched = np.where(size > 1, np.maximum(near, far), 0.0)
+        return np.where(p.torus_dims > 0, round_ring, switched)
+
     def tensor(self) -> Column:
         """One block's gathers and scatters of activations, forward."""
         p = self.p
@@ -75,10 +86,17 @@ class Wires:
         return self.collective("tensor", p.tensor, payload) * 2 * (1 + dense)
 
     def context(self) -> Column:
-        """One block's keys and values passed round, forward."""
+        """One block's keys and values passed round, or all exchanged, forward."""
         p = self.p
-        payload = 2 * p.kv_heads * p.head_dim / p.tensor * self.s.tokens * 2 * p.context
-        return self.collective("context", p.context, payload)
+        one = 2 * p.head_dim * self.s.tokens
+        payload = 2 * p.kv_heads / p.tensor * one * p.context
+        keys = np.maximum(p.kv_heads / p.tensor, p.context)
+        sent = 2 * (p.n_heads / p.tensor + keys) * one
+        return np.where(
+            p.ulysses > 0,
+            self.exchange("context", p.context, sent),
+            self.collective("context", p.context, payload),
+        )
 
     def experts(self) -> Column:
         """One block's dispatch and combine, forward."""
@@ -95,7 +113,7 @@ class Wires:
         return np.where(size > 1, 2 * np.maximum(near, far), 0.0)
 
     def fsdp(self, held: Column) -> Column:
-        """Gathering so many parameters twice and reducing their gradients, ZeRO-3.
+        """Gathering so many parameters and reducing their gradients, ZeRO-3.
 
         ZeRO++ (Wang et al. 2023, section 3) gathers 8-bit weights, gathers them again
         from a copy inside the node, and reduces 4-bit gradients.
@@ -106,7 +124,11 @@ class Wires:
         near = held * 2 * (members - 1) / members / self.link
         again = np.where(p.near_again > 0, near, once)
         wide = np.where(np.isnan(p.reduced_bytes), p.grad_bytes, p.reduced_bytes)
-        traffic = once + again + self.collective("fsdp", p.fsdp, held * wide)
+        traffic = (
+            once
+            + (p.gathers - 1) * again
+            + self.collective("fsdp", p.fsdp, held * wide)
+        )
         return np.where(p.zero_stage >= 3, traffic, 0.0)
 
     def gradients(self, held: Column) -> Column:

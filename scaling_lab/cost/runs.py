@@ -11,11 +11,12 @@ from scaling_lab.config import RunConfig
 from scaling_lab.cost import activations
 from scaling_lab.cost.flops import recomputed
 from scaling_lab.cost.ledger import record
-from scaling_lab.cost.machines import machine_columns, peak_of
+from scaling_lab.cost.machines import host_rate, machine_columns, peak_of
 from scaling_lab.cost.points import PRECISIONS, REMATS, SCHEDULES, STACKS, Points
 from scaling_lab.hardware import Chip, chip
 from scaling_lab.layouts import Layout, alternates, virtual_of
 from scaling_lab.models.shape import sizes
+from scaling_lab.parallel import policies
 
 #: Bytes of optimizer state of one parameter, in float32; there is no master copy.
 STATE_BYTES = {"adamw": 8.0, "lion": 4.0, "muon": 4.0, "adafactor": 0.1}
@@ -41,7 +42,19 @@ def _point(config: RunConfig, local: Chip | None) -> Points:
         kept = activations.kept_bytes(point, policy)
     except ValueError:  # a policy that says what is dropped
         return point
-    return point.replace(kept=kept / activations.whole_bytes(point))
+    away = 0.0 if policy == "none" else activations.offloaded_share(point, policy)
+    return point.replace(kept=kept / activations.whole_bytes(point), offload=away)
+
+
+def fused(chip: Chip, layout: Layout) -> bool:
+    """Whether attention never writes its scores to memory.
+
+    On a GPU the kernel is cuDNN's, which takes whole rows; parts of rows are attended
+    to in XLA's own operations.
+    """
+    whole = layout.mesh.get("context", 1) == 1
+    whole |= layout.mechanism("attend", "gather") == "ulysses"
+    return whole or chip.torus_dims > 0
 
 
 def _zero(layout: Layout) -> int:
@@ -64,7 +77,7 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
     mesh["fsdp"] *= expert
     replicas = mesh["data"] * mesh["fsdp"]
     kinds = {"none": "none", "full": "full"}
-    kind = config.remat.partition(":")[0]
+    kind = policies.parse(config.remat).kind
     devices = layout.devices
     peak, wide = peak_of(found, config.precision)
     return {
@@ -79,6 +92,7 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
         "stage": layout.mesh.get("stage", 1),
         "virtual_stages": virtual_of(layout),
         "context": layout.mesh.get("context", 1),
+        "ulysses": float(layout.mechanism("attend", "gather") == "ulysses"),
         "expert": expert if hasattr(config.model, "routing") else 1,
         # Interleaved or not, every forward pass comes first, and all of them are held.
         "schedule": SCHEDULES.index("1f1b" if alternates(config.layout) else "gpipe"),
@@ -94,7 +108,9 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
         "recompute": _again(config) + alternates(config.layout),
         "kept": 1.0 if kind == "none" else 1.0 - 0.9 * _again(config),
         "offload": 0.0,
-        "flash": float(found.name != "cpu"),
+        "flash": float(found.name != "cpu" and fused(found, layout)),
+        "gathers": 1.0 if layout.gather == "step" else 2.0,
+        "host_bytes_per_second": host_rate(found),
     }
 
 
