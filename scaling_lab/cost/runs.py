@@ -63,7 +63,8 @@ def _zero(layout: Layout) -> int:
         layout.spec(kind, "DF") for kind in ("params", "grads", "optimizer")
     )
     if state == rests:
-        return 3 if layout.mesh.get("fsdp", 1) > 1 else 0
+        divided = layout.mesh.get("fsdp", 1) * layout.mesh.get("expert", 1)
+        return 3 if divided > 1 else 0
     return 1 if reduced == rests else 2
 
 
