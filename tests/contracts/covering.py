@@ -44,12 +44,10 @@ RUN = {
         "none",
         "full",
         "save:attention/attend",
-        "recompute:attention/query",
         "offload:attention/query",
     ),
     "stack": ("auto", "scan:2"),
     "accumulate": (4, 1),
-    "precision": ("float32", "bfloat16"),
     "axis_type": ("auto", "explicit"),
 }
 FACTORS = LAYOUT | RUN
@@ -96,8 +94,8 @@ class Case(NamedTuple):
     remat: str = "none"
     stack: str = "auto"
     accumulate: int = 4
-    precision: str = "float32"
     axis_type: str = "auto"
+    precision: str = "float32"
 
     @classmethod
     def of(cls, row):
@@ -119,11 +117,11 @@ class Case(NamedTuple):
     def measure(self):
         """What one device must know: experts have losses of a microbatch."""
         parts = self.accumulate if self.model == ROUTED else 1
-        return self.model, self.precision, "+capacity" in self.layout, parts
+        return self.model, "+capacity" in self.layout, parts, self.precision
 
     def alone(self, tiny):
         """The same on one device, told to drop what the case drops."""
-        model, precision, drops, parts = self.measure()
+        model, drops, parts, precision = self.measure()
         layout = Layout({}, bind={"experts": "capacity"} if drops else None)
         fields = {"batch": BATCH, "precision": precision, "accumulate": parts}
         return run_of(model_of(model, tiny), layout, stack="scan", **fields)
@@ -132,15 +130,12 @@ class Case(NamedTuple):
 def held_by(row):
     """The pairs that a row holds, and its three axes.
 
-    A model without experts meets no mechanism of theirs, and what is held to the bound
-    of bfloat16 says nothing of other pairs.
+    A model without experts meets no mechanism of theirs.
     """
     said = [(factor, row[factor]) for factor in FACTORS if row.get(factor, "") != ""]
     held = set(itertools.combinations(said, 2))
     if row.get("model") != ROUTED:
         held = {pair for pair in held if "experts" not in dict(pair)}
-    if row.get("precision") == "bfloat16":
-        return {pair for pair in held if "precision" in dict(pair)}
     axes = tuple(sorted(axes_of(row), key=AXES.index))
     return held | {axes} if len(axes) == 3 else held
 
@@ -211,7 +206,7 @@ def covering(refused):
 
 def _filled(meeting, order, left, refused):
     row = seed(meeting)
-    for factor in ("model", *(f for f in order if f != "precision"), "precision"):
+    for factor in ("model", *order):
         if factor not in row:
             options = [row | {factor: value} for value in FACTORS[factor]]
             options = [
@@ -240,7 +235,7 @@ def written(rows, refused):
     lines = ["model layout " + " ".join(list(RUN)[1:])]
     # Side by side those that one device is the measure of.
     cases = sorted(map(Case.of, rows), key=Case.measure)
-    lines += [" ".join(map(str, case)) for case in cases]
+    lines += [" ".join(map(str, case[: len(RUN) + 1])) for case in cases]
     lines += ["", "refused"]
     for pair, said in refused.items():
         lines.append(f"{' × '.join(str(value) for _, value in pair)}: {said}")

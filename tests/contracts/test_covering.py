@@ -15,9 +15,15 @@ from scaling_lab.layouts import grammar
 
 ROWS = Path(__file__).parent / "covering.txt"
 UPDATE = "UPDATE_SNAPSHOTS"
-#: Rounding to 8 bits differs with the order of sums: of norms, relatively.
-BFLOAT16 = {"loss": 1e-2, "gradient": 5e-2, "update": 1e-1, "noise": 1e-4}
-
+#: In bfloat16, whose sums round to 8 bits, otherwise in every order.
+ROUGH = [
+    covering.Case("llama", "fsdp=2,context=2,tensor=2+sequence+ring"),
+    covering.Case("llama", "stage=2,fsdp=4", "full"),
+    covering.Case("mixtral", "expert=4,fsdp=2"),
+]
+ROUGH = [case._replace(precision="bfloat16") for case in ROUGH]
+#: Of norms, relatively; noise is what a gradient of nothing comes to.
+BOUNDS = {"loss": 1e-2, "gradient": 5e-2, "update": 1e-1, "noise": 1e-4}
 #: Rows that failed once, whatever the others are by now.
 FOUND = [covering.Case("llama", "data=8+zero2", "full", axis_type="explicit")]
 
@@ -70,13 +76,13 @@ def alone(tiny, batches):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
-    [*covering.read(ROWS.read_text("utf-8")), *FOUND],
+    [*covering.read(ROWS.read_text("utf-8")), *FOUND, *ROUGH],
     ids=lambda case: "-".join(map(str, case)),
 )
 @pytest.mark.usefixtures("quick_compiles")
 def test_a_row_trains_as_one_device(case, tiny, batches, alone):
     found = Trained(case.config(tiny), batches)
-    bounds = BFLOAT16 if case.precision == "bfloat16" else {}
+    bounds = BOUNDS if case in ROUGH else {}
     same(found, alone(case.alone(tiny)), **bounds)
 
 
