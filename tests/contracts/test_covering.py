@@ -22,8 +22,9 @@ ROUGH = [
     covering.Case("mixtral", "expert=4,fsdp=2"),
 ]
 ROUGH = [case._replace(precision="bfloat16") for case in ROUGH]
-#: Of norms, relatively; noise is what a gradient of nothing comes to.
-BOUNDS = {"loss": 1e-2, "gradient": 5e-2, "update": 1e-1, "noise": 1e-4}
+#: Of norms, relatively, where a token between two experts may turn to the other one;
+#: noise is what a gradient of nothing comes to.
+BOUNDS = {"loss": 1e-2, "gradient": 1e-1, "update": 2e-1, "noise": 1e-4}
 #: Rows that failed once, whatever the others are by now.
 FOUND = [covering.Case("llama", "data=8+zero2", "full", axis_type="explicit")]
 
