@@ -180,6 +180,21 @@ class Fit:
 
         return as_json(self)
 
+    def figure(self) -> str:
+        """The fit in pictures: one SVG that stands alone."""
+        from scaling_lab.studies.fitting.figure import figure
+
+        return figure(self)
+
+    def report(self) -> str:
+        """The text and the pictures as one HTML page that needs nothing else."""
+        from scaling_lab.studies.fitting.page import page
+
+        return page(self)
+
+    def _repr_svg_(self) -> str:
+        return self.figure()
+
     def __str__(self) -> str:
         from scaling_lab.studies.fitting.words import as_text
 
