@@ -38,9 +38,9 @@ ROLES = {
     "ratio": "tokens per parameter",
     "rate": "learning rate",
     "batch": "tokens per step",
-    "x": "what the power is of",
+    "x": "variable",
     "judged": "loss by which rates and batches are judged",
-    "y": "what the law predicts",
+    "y": "response",
 }
 
 
@@ -157,6 +157,20 @@ class Law:
                 each.name: float(np.exp(at) if each.positive else at)
                 for each, at in zip(self.parameters, coordinates, strict=True)
             }
+
+    def best_path(self, values: Mapping[str, float]) -> Path | None:
+        """Where compute is best spent; None where the law or the values say nowhere."""
+        if self.path is None:
+            return None
+        try:
+            found = self.path(values)
+        except (ZeroDivisionError, OverflowError):
+            return None
+        parts = (found.a, found.b, found.n_scale, found.d_scale)
+        # With a negative exponent nowhere is best: complex numbers, or shares past 1.
+        if any(isinstance(p, complex) or not np.isfinite(p) or p <= 0 for p in parts):
+            return None
+        return found if max(parts[:2]) < 1 else None
 
     def on(self, columns: Columns) -> LogModel:
         """The curve over the points of a table."""

@@ -29,9 +29,10 @@ NAMES = {
     "rate": "rate lr learning_rate peak_lr max_lr",
     "batch": "batch batch_tokens tokens_per_step bs batch_size global_batch_size",
     "x": "x",
-    "y": "y",
 }
-NAMES["judged"] = NAMES["loss"]
+NAMES |= {"judged": NAMES["loss"], "y": f"y {NAMES['loss']}"}
+#: Columns that are counted in millions or billions, and may say so in their name.
+COUNTS = ("n", "d", "unique", "batch")
 _SIZES = {"k": 1e3, "thousand": 1e3, "m": 1e6, "million": 1e6, "b": 1e9, "bn": 1e9}
 _SIZES |= {"g": 1e9, "billion": 1e9, "t": 1e12, "trillion": 1e12}
 
@@ -41,8 +42,10 @@ def plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", str(name).lower()).strip("_")
 
 
-def unit_in(name: str) -> float:
+def unit_in(name: str, role: str) -> float:
     """What a name says its numbers count: ``tokens_B``, ``params (millions)``."""
+    if role not in COUNTS:
+        return 1.0
     words = plain(name).split("_")
     last = words[-1].rstrip("s") if len(words[-1]) > 2 else words[-1]
     return _SIZES.get(last, 1.0) if len(words) > 1 else 1.0
@@ -58,12 +61,16 @@ def guess(role: str, columns: Sequence[str]) -> str | None:
     for name in columns:
         by_plain.setdefault(plain(name), []).append(name)
         stem = plain(name).rpartition("_")[0]
-        if unit_in(name) != 1 and stem:
+        if unit_in(name, role) != 1 and stem:
             by_plain.setdefault(stem, []).append(name)
     for known in NAMES[role].split():
         if known in by_plain:
             return by_plain[known][0]
-    words = {"loss"} if role == "judged" else {role, *NAMES[role].split()[1:4]} - {"n"}
+    words = (
+        {"loss"}
+        if role in ("judged", "y")
+        else {role, *NAMES[role].split()[1:4]} - {"n"}
+    )
     near = [name for name in columns if words & set(plain(name).split("_"))]
     if len(near) > 1:
         raise ValueError(

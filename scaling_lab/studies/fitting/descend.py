@@ -18,6 +18,10 @@ from scaling_lab.studies.law import Array
 #: A row is done when a step promises less than this share of its objective.
 TOLERANCE = 1e-11
 MOST_STEPS = 300
+#: Or when so many steps in a row gained less than this share: a valley without an end.
+IDLE, PATIENCE = 1e-8, 20
+#: Coordinates beyond this are nowhere: exp() must still be a number.
+FARTHEST = 300.0
 _SHORTEST = 2.0**-24
 #: Rows descended together: what fits a processor's cache.
 ROWS = 256
@@ -44,7 +48,8 @@ def descend(problem: Problem, start_BF: Array, most: int = MOST_STEPS) -> Descen
     found = Descent(start_BF.copy(), np.full(rows, np.inf), np.zeros(rows, bool))
     for first in range(0, rows, ROWS):
         kept = np.arange(first, min(first + ROWS, rows))
-        part = _descend(problem.rows(kept), start_BF[kept], most)
+        with np.errstate(all="ignore"):  # a row may run away; it is judged by value
+            part = _descend(problem.rows(kept), start_BF[kept], most)
         found.at[kept], found.value[kept] = part.at, part.value
         found.rested[kept] = part.rested
     return found
@@ -55,7 +60,7 @@ def _descend(problem: Problem, start_BF: Array, most: int) -> Descent:
     value, slope = problem.value(at)
     found = Descent(at.copy(), value.copy(), np.zeros(len(at), bool))
     inverse = _inverse(problem, at)
-    fresh = np.ones(len(at), bool)
+    fresh, idle = np.ones(len(at), bool), np.zeros(len(at), int)
     for _ in range(most):
         step = -np.einsum("bij,bj->bi", inverse, slope)
         promised = -np.einsum("bi,bi->b", step, slope)
@@ -68,7 +73,8 @@ def _descend(problem: Problem, start_BF: Array, most: int) -> Descent:
         at, value, slope = new_at, new_value, new_slope
         found.at[rows], found.value[rows] = at, value
         done = (short | stuck) & fresh
-        done |= ~np.isfinite(value)
+        idle = np.where(gained > IDLE * np.abs(value), 0, idle + 1)
+        done |= ~np.isfinite(value) | (idle >= PATIENCE)
         found.rested[rows] |= done & np.isfinite(value)
         again = (short | stuck | (gained <= TOLERANCE * np.abs(value))) & ~done
         inverse = _update(inverse, moved, turned)
@@ -77,6 +83,7 @@ def _descend(problem: Problem, start_BF: Array, most: int) -> Descent:
         if not kept.all():
             rows, at, value, slope = rows[kept], at[kept], value[kept], slope[kept]
             inverse, fresh, again = inverse[kept], fresh[kept], again[kept]
+            idle = idle[kept]
             problem = problem.rows(kept)
         if not len(rows):
             break
@@ -112,7 +119,7 @@ def _search(
         there = at[rows] + length[rows, None] * step[rows]
         seen, its_slope = problem.rows(rows).value(there)
         enough = seen <= value[rows] + 1e-4 * length[rows] * downhill[rows]
-        enough &= np.isfinite(seen)
+        enough &= np.isfinite(seen) & (np.abs(there).max(1) < FARTHEST)
         good = rows[enough]
         new_at[good], new_value[good] = there[enough], seen[enough]
         new_slope[good], result[good] = its_slope[enough], length[good]
@@ -156,4 +163,5 @@ def finish(problem: Problem, at_F: Array) -> tuple[Array, float]:
     done = minimize(fun, 0 * at_F, jac=True, method="L-BFGS-B", options=options)
     after = at_F + turn @ done.x
     value = float(problem.value(after[None])[0][0])
-    return (after, value) if value < before else (at_F, before)
+    better = value < before and np.abs(after).max() < FARTHEST
+    return (after, value) if better else (at_F, before)

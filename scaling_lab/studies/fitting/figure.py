@@ -159,10 +159,7 @@ def _path(fit: Fit) -> Panel:
     for values, colour in ((n, BLUE), (d, RED)):
         marks.append(Dots(c[inside], values[inside], colour, 3.2))
         marks.append(Dots(c[~inside], values[~inside], colour, 3.2, hollow=True))
-    title = (
-        f"Optimal parameters (blue, C^{fit.path.a:.3f}) and tokens (red, "
-        f"C^{fit.path.b:.3f})"
-    )
+    title = f"Optima: N (blue) ∝ C^{fit.path.a:.3f}, D (red) ∝ C^{fit.path.b:.3f}"
     return Panel(title, ROLES["c"], "", marks, True, True)
 
 
@@ -218,6 +215,8 @@ def _cloud(fit: Fit) -> list[Panel]:
     elif fit.path_refits is not None and len(fit.path_refits) > 2 and fit.path:
         x, y = fit.path_refits.T
         at, names = np.array([fit.path.a, fit.path.b]), ["a", "b"]
+        if np.ptp(x + y) < 1e-3:  # C = 6 N D: b is 1 - a, and no cloud
+            return [_spread(np.sort(x), fit.path.a)]
     else:
         return []
     keep = np.isfinite(x) & np.isfinite(y)
@@ -226,6 +225,12 @@ def _cloud(fit: Fit) -> list[Panel]:
     marks += [Line(*ellipse(x, y, size), RED, fit=False) for size in (2.279, 5.991)]
     marks.append(Dots([at[0]], [at[1]], INK, 3.4))
     return [Panel("Bootstrap, with 68 and 95 % ellipses", names[0], names[1], marks)]
+
+
+def _spread(a: Array, best: float) -> Panel:
+    share = np.arange(1, len(a) + 1) / len(a)
+    marks = [Line(a, share, BLUE), Dots([best], [0.5], INK, 3.4)]
+    return Panel("Bootstrap of a", "a", "share of refits below", marks)
 
 
 def ellipse(x: Array, y: Array, chi_square: float) -> tuple[Array, Array]:

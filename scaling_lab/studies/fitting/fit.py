@@ -14,10 +14,14 @@ from scaling_lab.studies.fitting.options import Options
 from scaling_lab.studies.fitting.result import Curve, Fit, Heldout, Moved, Optimum
 from scaling_lab.studies.fitting.solve import Solved, held, solve
 from scaling_lab.studies.fitting.table import Points, points_of
-from scaling_lab.studies.law import ROLES, Law
+from scaling_lab.studies.law import ROLES, Law, Path
 
 #: Share of the points, those of most compute, that an extrapolation is judged by.
 HELD_OUT = 0.2
+#: Standard error, in e-folds, beyond which a direction is not just flat.
+LOST = 3.0
+#: An exponent that no published law comes near.
+STEEP = 5.0
 #: Budgets further apart than this (in logarithms) are two.
 APART = 0.15
 
@@ -72,12 +76,13 @@ def fit_curve(name: str, law: Law, points: Points, options: Options) -> Fit:
     free = tuple(each for each in law.names if each not in fixed)
     warnings = check.refuse(points, law, free)
     solved = solve(law, points, options)
-    warnings += _doubts(solved, law)
+    warnings += _doubts(solved)
     flat = uncertainty.flat(solved, law) if solved.problem.free else []
     many = options.bootstrap if solved.problem.free else 0
     refits = uncertainty.bootstrap(solved, options) if many else None
     log_N = solved.problem.model.log_values(solved.at[None])[0][0]
     best = law.values(solved.at)
+    lost = lost_terms(law, best, points)
     moving = [law.names[place] for place in solved.problem.free]
     curve = Curve(
         law=law,
@@ -93,14 +98,18 @@ def fit_curve(name: str, law: Law, points: Points, options: Options) -> Fit:
         starts=(solved.agreeing, solved.starts),
         references=_references(law, solved),
     )
-    warnings += [f"flat direction: {each.words}" for each in flat]
-    path = law.path(best) if law.path else None
+    warnings += [
+        f"{'not identified' if each.error > LOST else 'flat direction'}: {each.words}"
+        for each in flat
+    ]
+    warnings += lost
+    path = None if lost else law.best_path(best)
     return Fit(
         law=name,
         parameters=best,
         path=path,
         interval=options.interval,
-        optima=_optima(law, best, points),
+        optima=_optima(law, best, points, path),
         points=points,
         objective=solved.value,
         held_out=_extrapolate(law, points, options),
@@ -110,22 +119,33 @@ def fit_curve(name: str, law: Law, points: Points, options: Options) -> Fit:
     )
 
 
-def _doubts(solved: Solved, law: Law) -> list[str]:
+def _doubts(solved: Solved) -> list[str]:
     """What the minimum itself says against it."""
     found = []
     if not solved.rested:
         found.append("the descent was stopped before it came to rest")
     if solved.starts and solved.agreeing < 2:
         found.append(f"only one of {solved.starts} starts found this minimum")
-    for place, parameter in enumerate(law.parameters):
-        if parameter.positive and solved.at[place] < -30:
-            found.append(f"{parameter.name} is zero: its term is not in these points")
-        elif not parameter.positive and parameter.name[:1].islower():
-            term_is_power = law.terms and solved.at[place] > 5
-            if term_is_power:
-                found.append(
-                    f"{parameter.name} is {solved.at[place]:.3g}: a step, not a power"
-                )
+    return found
+
+
+def lost_terms(law: Law, values: Mapping[str, float], points: Points) -> list[str]:
+    """Terms of a sum of powers that these points do not have, in words."""
+    found, middle = [], float(np.median(points.y))
+    for term in law.terms:
+        size, steepest = values[term.coefficient], 0.0
+        for column, sign, exponent in term.powers:
+            logs = np.log(points.columns[column])
+            size = size * np.exp(np.clip(sign * values[exponent] * logs, -700, 700))
+            steepest = max(steepest, abs(values[exponent]))
+        most, least = float(np.max(size)), float(np.min(size))
+        said = f"not identified: the term of {term.coefficient}"
+        if most < 1e-6 * middle:
+            found.append(f"{said} is zero at every point")
+        elif term.powers and law.response != "y" and np.log(most / least) < 1e-3:
+            found.append(f"{said} is the same at every point, as a constant is")
+        elif steepest > STEEP:
+            found.append(f"{said} has an exponent of {steepest:.3g}: a step, no power")
     return found
 
 
@@ -148,18 +168,20 @@ def _leverage(solved: Solved, law: Law, points: Points) -> list[Moved]:
     error = np.sqrt(np.diag(uncertainty.errors(solved)))
     places = list(solved.problem.free)
     shift = (alone - solved.at)[:, places] / np.maximum(error, 1e-12)
+    shift[:, error > LOST] = 0.0  # what no point tells, none tells more
     worst = np.abs(shift).max(1)
     found = []
     for place in np.argsort(-worst)[:5]:
         which = int(np.argmax(np.abs(shift[place])))
-        name = law.names[places[which]]
+        name, without = law.names[places[which]], law.values(alone[place])
+        path = law.best_path(without)
         found.append(
             Moved(
                 row=int(points.rows[place]),
                 parameter=name,
-                value=law.values(alone[place])[name],
+                value=without[name],
                 errors=float(shift[place, which]),
-                path_a=law.path(law.values(alone[place])).a if law.path else None,
+                path_a=path.a if path else None,
             )
         )
     return found
@@ -208,10 +230,12 @@ def budgets(c: np.ndarray) -> list[np.ndarray]:
     return np.split(order, cuts)
 
 
-def _optima(law: Law, values: Mapping[str, float], points: Points) -> list[Optimum]:
+def _optima(
+    law: Law, values: Mapping[str, float], points: Points, path: Path | None
+) -> list[Optimum]:
     """Where the law has compute best spent, at the table's budgets or by decades."""
     c = points.columns.get("c")
-    if law.path is None or c is None:
+    if path is None or c is None:
         return []
     groups = budgets(c)
     tight = all(np.ptp(np.log(c[group])) < 2 * APART for group in groups)
@@ -220,7 +244,6 @@ def _optima(law: Law, values: Mapping[str, float], points: Points) -> list[Optim
     else:
         low, high = np.floor(np.log10(c.min())), np.ceil(np.log10(c.max()))
         at = [10.0**power for power in np.arange(low, high + 1)]
-    path = law.path(values)
     found = []
     for flops in at:
         n, d = path.n_scale * flops**path.a, path.d_scale * flops**path.b

@@ -130,8 +130,9 @@ def _parabola(points: Points, group: Array) -> Parabola:
     y, one = points.y[group], points.weight[group][None]
     (log_n,), (low,), (bend,) = bent(np.log(n), y, one)
     (log_d,), _, _ = bent(np.log(d), y, one)
-    why = ""
-    if not np.isfinite(log_n) or not np.isfinite(log_d):
+    why, reach = "", np.ptp(np.log(n))
+    middle = (np.log(n.max()) + np.log(n.min())) / 2
+    if not abs(log_n - middle) < 2 * reach or not np.isfinite(log_d):
         why = "its losses are no valley"
         log_n, log_d, low = np.log(n[np.argmin(y)]), np.log(d[np.argmin(y)]), y.min()
     elif not n.min() <= np.exp(log_n) <= n.max():
@@ -188,9 +189,7 @@ def _direct(points: Points) -> Path | None:
     law = laws.law("chinchilla")
     try:
         check.refuse(points, law, law.names)
-        return (
-            law.path(law.values(solve(law, points, Options()).at)) if law.path else None
-        )
+        return law.best_path(law.values(solve(law, points, Options()).at))
     except ValueError:
         return None
 

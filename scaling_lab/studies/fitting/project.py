@@ -10,6 +10,7 @@ residuals themselves or relative ones.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 
 import numpy as np
@@ -19,8 +20,10 @@ from scaling_lab.studies.law import Array, Law
 
 #: Exponents that the grid tries, and how many combinations at most.
 GRID = (0.05, 0.12, 0.2, 0.3, 0.45, 0.65, 0.95)
-MOST = 3000
+MOST = 1200
 KEPT = 6
+#: Exponents of a search; what ends on them is no power.
+BOUNDS = (-3.0, 8.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Projection:
 
     def solve(self, q: Array) -> tuple[float, Array, Array]:
         """Sum of squares, its gradient and the coefficients, at exponents ``q``."""
-        basis_NK = np.exp(np.clip(self.powers_KNQ @ q, -500, 500)).T
+        basis_NK = np.exp(np.clip(self.powers_KNQ @ q, -150, 150)).T
         scale = np.linalg.norm(basis_NK * self.root[:, None], axis=0)
         solved, _ = nnls(basis_NK * self.root[:, None] / scale, self.y * self.root)
         coefficients = solved / scale
@@ -67,7 +70,8 @@ class Projection:
     def coordinates(self, q: Array) -> Array:
         """All coordinates, those of the coefficients logarithms."""
         at = np.zeros(self.size)
-        basis_NK = np.exp(self.powers_KNQ @ q).T * self.root[:, None]
+        basis_NK = np.exp(np.clip(self.powers_KNQ @ q, -150, 150)).T
+        basis_NK = basis_NK * self.root[:, None]
         scale = np.linalg.norm(basis_NK, axis=0)
         solved, _ = nnls(basis_NK / scale, self.y * self.root)
         with np.errstate(divide="ignore"):
@@ -75,14 +79,15 @@ class Projection:
         at[self.exponents] = q
         return at
 
-    def seeds(self, count: int = KEPT) -> list[Array]:
-        """The best exponents of a grid, apart from one another."""
+    @functools.cached_property
+    def seeds(self) -> list[Array]:
+        """The best exponents of a grid."""
         many = len(self.exponents)
         each = max(2, int(MOST ** (1 / max(many, 1))))
         grid = np.array(GRID)[np.linspace(0, len(GRID) - 1, min(each, 7)).astype(int)]
         tried = [np.array(q) for q in itertools.product(grid, repeat=many)][:MOST]
         scores = [self.solve(q)[0] for q in tried]
-        return [tried[place] for place in np.argsort(scores)[:count]]
+        return [tried[place] for place in np.argsort(scores)[:KEPT]]
 
     def best(self) -> Projected:
         """The least sum of squares over all exponents."""
@@ -95,15 +100,26 @@ class Projection:
             return value / scale, slope / scale
 
         found = []
-        for seed in self.seeds():
-            done = minimize(
-                both, seed, jac=True, method="BFGS", options={"gtol": 1e-13}
+        options = {"ftol": 1e-15, "gtol": 1e-13, "maxiter": 500}
+        for seed in self.seeds:
+            found.append(
+                minimize(
+                    both,
+                    seed,
+                    jac=True,
+                    method="L-BFGS-B",
+                    bounds=[BOUNDS] * len(seed),
+                    options=options,
+                )
             )
-            found.append(done if done.fun <= both(seed)[0] else None)
-        lowest = min((each for each in found if each), key=lambda each: each.fun)
+        lowest = min(found, key=lambda each: each.fun)
         options = {"xatol": 1e-11, "fatol": 1e-16, "maxiter": 4000, "maxfev": 4000}
         last = minimize(
-            lambda q: both(q)[0], lowest.x, method="Nelder-Mead", options=options
+            lambda q: both(q)[0],
+            lowest.x,
+            method="Nelder-Mead",
+            bounds=[BOUNDS] * len(lowest.x),
+            options=options,
         )
         q = last.x if last.fun < lowest.fun else lowest.x
         return Projected(self.coordinates(q), self.solve(q)[0])

@@ -143,7 +143,7 @@ class Fit:
             if parameter.positive:
                 best = math.log(self.parameters[parameter.name])
                 low = 0.0 if low < best - ENDLESS else math.exp(low)
-                high = math.inf if high > best + ENDLESS else math.exp(high)
+                high = math.inf if high > best + ENDLESS else math.exp(min(high, 700))
             found[parameter.name] = (low, high)
         return found
 
@@ -166,8 +166,9 @@ class Fit:
         if self.curve is None or self.curve.refits is None or self.path is None:
             return None
         law = self.curve.law
-        paths = [law.path(law.values(row)) for row in self.curve.refits if law.path]
-        return np.array([(each.a, each.b) for each in paths])
+        paths = [law.best_path(law.values(row)) for row in self.curve.refits]
+        found = [(each.a, each.b) for each in paths if each is not None]
+        return np.array(found) if found else None
 
     def _between(self, values: Array) -> tuple[float, float]:
         tail = (1 - self.interval) / 2

@@ -47,7 +47,7 @@ class Solved:
 def objective_of(law: Law, options: Options) -> Objective:
     """What is minimised, by what was asked and the law's habit."""
     kind = options.loss or ("huber" if options.huber is not None else law.loss)
-    if options.solver == "projection" and options.loss is None:
+    if options.solver == "projection" and not (options.loss or options.huber):
         kind = "mse"
     if options.solver == "projection" and kind != "mse":
         raise ValueError(
@@ -114,8 +114,8 @@ def solve(law: Law, points: Points, options: Options) -> Solved:
     last = descend(problem, first.at[best])
     place = int(np.argmin(last.value))
     at, value = finish(problem, last.at[place])
-    near = int((first.value <= value * (1 + 1e-4) + 1e-300).sum())
-    near = max(near, int((last.value <= value * (1 + 1e-4) + 1e-300).sum()))
+    limit = value * (1 + 1e-4) + 1e-14 * len(points)
+    near = max(int((each.value <= limit).sum()) for each in (first, last))
     whole = problem.whole(at[None])[0]
     return Solved(problem, whole, value, len(starts), near, bool(last.rested[place]))
 
@@ -133,7 +133,7 @@ def _projected(
     if problem.objective.kind != "mse":
         weight = weight / points.y**2
     search = Projection(law, design(law, points.columns), points.y, weight)
-    found = [search.best().at, *(search.coordinates(q) for q in search.seeds())]
+    found = [search.best().at, *(search.coordinates(q) for q in search.seeds)]
     return np.array(found) if options.solver != "projection" else np.array(found[:1])
 
 

@@ -69,7 +69,7 @@ def points_of(data: Any, law: Law, options: Options) -> Points:
             )
     numbers, convention = {}, {}
     for role, name in chosen.items():
-        size = scale.get(role, unit_in(name))
+        size = scale.get(role, unit_in(name, role))
         numbers[role] = numeric(column_of(table, name), name) * size
         unit = f" × {size:g}" if size != 1 else ""
         convention[role] = f"column {name!r}{unit}"
@@ -108,13 +108,13 @@ def _choose(
         wanted.add("judged")
     chosen: dict[str, str] = {}
     for role in [role for role in ROLES if role in wanted]:
+        called = law.response if role == "y" else role
         if role in asked:
             if asked[role] not in there:
-                raise missing(role, there, asked[role])
+                raise missing(called, there, asked[role])
             chosen[role] = asked[role]
             continue
         left = [x for x in there if x not in {*chosen.values(), *asked.values()}]
-        called = law.response if role == "y" else role
         name = guess(called, left)
         if name is not None:
             chosen[role] = name

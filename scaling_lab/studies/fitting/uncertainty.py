@@ -162,7 +162,7 @@ def profile(solved: Solved, law: Law, name: str) -> Profile:
         found = _held_at(solved, place, offsets, along)
         values = solved.at[place] + offsets
         if law.parameters[place].positive:
-            values = np.exp(values)
+            values = np.exp(np.minimum(values, 700))
         low, high = _crossings(values, found, limit)
         if low is not None and high is not None:
             break

@@ -227,7 +227,7 @@ def _best(fit: Fit) -> list[str]:
                 number(each.params),
                 number(each.tokens),
                 f"{each.tokens / each.params:.3g}",
-                "–" if each.loss is None else f"{each.loss:.4f}",
+                f"{each.loss:.4f}" if each.loss and each.inside else "–",
                 (str(each.points) if each.points else "")
                 + ("" if each.inside else " not inside: left out"),
             ]

@@ -10,7 +10,7 @@ from scaling_lab.studies.law import Law, Parameter, Reference
 
 LAW = Law(
     title="The envelope of training curves (approach 1)",
-    formula="N* = n_scale C^a of the run that is lowest at C; D* = C / (6 N*)",
+    formula="N* = n_scale C^a of the run lowest at C; D* = C / (6 N*) = d_scale C^b",
     parameters=(
         Parameter("a", "exponent of optimal parameters"),
         Parameter("b", "exponent of optimal tokens: 1 - a"),

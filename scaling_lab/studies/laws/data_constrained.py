@@ -79,7 +79,7 @@ LAW = Law(
     formula=(
         "L = E + A / N'^alpha + B / D'^beta; "
         "D' = U + U R_D (1 - exp(-(D/U - 1) / R_D)), "
-        "N' likewise from the parameters that U deserves"
+        "N' likewise, with R_N, from the parameters that U deserves"
     ),
     parameters=(
         Parameter("E", "loss of the text itself", True, (1.0, 1.87)),
