@@ -25,7 +25,7 @@ COLUMNS = (
     *("exposed_seconds", "hidden_seconds", "copy_seconds", "flops"),
     *("by_verb", "by_pass", "by_axis", "trip_counts_known", "live_bytes"),
     *("compile_seconds", "compiler", "target", "mesh"),
-    *("wire_bytes", "kernel_bytes"),
+    *("wire_bytes", "kernel_bytes", "unasked"),
 )
 
 
