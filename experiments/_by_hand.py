@@ -61,24 +61,28 @@ class Turning(Placement):
 # Weights that come ahead.
 
 
-def ahead(place: Placement) -> Any:
+def ahead(place: Placement, together: int = 1) -> Any:
     """`Placement.stack_with`: a layer's weights come while the one before computes.
 
     What the backward pass keeps is the layers' inputs (remat full).
+
+    Args:
+      together: layers in one turn of the loop. Of one, the weights that came are copied
+        to where the next turn looks for them; two have a place each.
     """
 
     def layers(segments: Any, x_BTD: Array, per_batch: Any) -> Any:
         (segment,) = segments
         block = functools.partial(segment.block, place)
-        run: Any = functools.partial(_ahead, place, block)
+        run: Any = functools.partial(_ahead, place, block, together)
         return run(stack.per_layer(segment.params), x_BTD, per_batch), []
 
     return layers
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _ahead(place, block, stacked, x_BTD, per_batch):
-    return _ahead_forward(place, block, stacked, x_BTD, per_batch)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _ahead(place, block, together, stacked, x_BTD, per_batch):
+    return _ahead_forward(place, block, together, stacked, x_BTD, per_batch)[0]
 
 
 def _brought(place: Placement, stacked: Any, i: Any) -> dict[str, Array]:
@@ -93,7 +97,7 @@ def _brought(place: Placement, stacked: Any, i: Any) -> dict[str, Array]:
     return found
 
 
-def _ahead_forward(place, block, stacked, x_BTD, per_batch):
+def _ahead_forward(place, block, together, stacked, x_BTD, per_batch):
     depth = len(jax.tree.leaves(stacked)[0])
 
     def body(carry: Any, i: Array) -> Any:
@@ -102,11 +106,13 @@ def _ahead_forward(place, block, stacked, x_BTD, per_batch):
         return (block(here, x_BTD, per_batch, None)[0], coming), x_BTD
 
     first = _brought(place, stacked, 0)
-    (out_BTD, last), inputs = jax.lax.scan(body, (x_BTD, first), jnp.arange(depth))
+    (out_BTD, last), inputs = jax.lax.scan(
+        body, (x_BTD, first), jnp.arange(depth), unroll=together
+    )
     return out_BTD, (stacked, inputs, per_batch, last)
 
 
-def _ahead_backward(place, block, residuals, d_BTD):
+def _ahead_backward(place, block, together, residuals, d_BTD):
     stacked, inputs, per_batch, last = residuals
     depth = len(jax.tree.leaves(stacked)[0])
 
@@ -131,7 +137,9 @@ def _ahead_backward(place, block, residuals, d_BTD):
 
     carry = (jax.tree.map(jnp.zeros_like, stacked), d_BTD, last)
     steps = (jnp.arange(depth), inputs)
-    (gradients, d_BTD, _), _ = jax.lax.scan(body, carry, steps, reverse=True)
+    (gradients, d_BTD, _), _ = jax.lax.scan(
+        body, carry, steps, reverse=True, unroll=together
+    )
     return gradients, d_BTD, None
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import scaling_lab as lab
 from scaling_lab import record
 from scaling_lab.compile import read
+from scaling_lab.dims import AXES
 from scaling_lab.sweep import compile_run
 
 RESULTS = Path(__file__).parent / "results"
@@ -76,7 +77,9 @@ def repriced(found: record.RunRecord) -> record.RunRecord:
     column = found.compiled or {}
     if found.status != "ok" or not module.exists():
         return found
-    fresh = read(module.read_text(), column["mesh"], column["target"])
+    # Written down, a mesh has its axes by name; a module counts devices by their order.
+    mesh = {axis: column["mesh"][axis] for axis in AXES if axis in column["mesh"]}
+    fresh = read(module.read_text(), mesh, column["target"])
     return small(dataclasses.replace(found, compiled=column | fresh))
 
 

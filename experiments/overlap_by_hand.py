@@ -11,8 +11,10 @@ Forward and backward passes of all layers of a model, without its ends and optim
 the compilers of two machines schedule them. Over ``tensor``, *in turns*: products in
 steps of a piece each, while the next piece is on its way (collective matmul; query,
 key and value share one ring, and so do gate and up). Over ``fsdp``, *ahead*: a layer's
-weights are gathered while the layer before computes. *Windowed* is XLA's own form of
-the first. Seconds are compiled: the compiler's estimates, and our prices for the rest.
+weights are gathered while the layer before computes; of one layer in a turn of the loop
+they are copied besides, of two not. *Windowed* is XLA's own form of the first: on the
+GPU its flags change nothing, since arrays are told where to go before they are
+multiplied. Seconds are compiled: the compiler's estimates, and our prices for the rest.
 """
 
 import argparse
@@ -53,6 +55,8 @@ WINDOWED = {
     "tpu": "--xla_jf_spmd_threshold_for_windowed_einsum_mib=0",
 }
 BY_HAND = {"tensor": "in turns", "fsdp": "ahead"}
+#: With two layers in a turn of the loop.
+TWO = "ahead by two"
 
 
 def variants(config: lab.RunConfig) -> dict[str, str]:
@@ -62,6 +66,8 @@ def variants(config: lab.RunConfig) -> dict[str, str]:
     axis = axis_of(config)
     flags, hand = chip.flags["overlap"], BY_HAND[axis]
     found = {"plain": "", "flags": flags, hand: "", f"{hand}, flags": flags}
+    if axis == "fsdp":
+        found[f"{TWO}, flags"] = flags
     if axis == "tensor":
         found["windowed"] = WINDOWED[chip.compiler or ""]
     return found
@@ -122,7 +128,9 @@ def bound(place: Any, variant: str) -> Any:
         fields = {f.name: getattr(place, f.name) for f in dataclasses.fields(place)}
         return _by_hand.Turning(**fields)
     if variant.startswith("ahead"):
-        return dataclasses.replace(place, stack_with=_by_hand.ahead(place))
+        return dataclasses.replace(
+            place, stack_with=_by_hand.ahead(place, 1 + variant.startswith(TWO))
+        )
     return place
 
 

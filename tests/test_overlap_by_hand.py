@@ -16,7 +16,11 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 @pytest.mark.parametrize(
     ("layout", "variant"),
-    [("fsdp=2,tensor=4+sequence", "in turns"), ("fsdp=8", "ahead")],
+    [
+        ("fsdp=2,tensor=4+sequence", "in turns"),
+        ("fsdp=8", "ahead"),
+        ("fsdp=8", "ahead by two"),
+    ],
 )
 def test_by_hand_is_what_it_replaces(layout, variant, tiny):
     config = run_of(tiny("llama", L=3), layout, remat="full")
