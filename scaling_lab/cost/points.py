@@ -89,6 +89,11 @@ class Points:
         it brings every device all keys.
       scores_again: share of attention's scores done again in the backward pass; NaN
         where it follows from ``remat`` and ``recompute``.
+      gathered_bytes: bytes of one parameter on the wires when ``fsdp`` gathers it.
+      reduced_bytes: bytes of one gradient on the wires when ``fsdp`` reduces it; NaN
+        where it is ``grad_bytes``.
+      near_again: 1 where the backward pass gathers weights within the scale-up network,
+        from a second copy that is sharded there alone, else 0.
       gathers: how often a microbatch gathers what ``fsdp`` divides: 2, or 1 where what
         was gathered is kept for the backward pass.
       host_bytes_per_second: one way of one device to its host's memory; infinite where
@@ -151,6 +156,9 @@ class Points:
     network_bytes_per_second: Any
     ulysses: Any = 0.0
     scores_again: Any = np.nan
+    gathered_bytes: Any = 2.0
+    reduced_bytes: Any = np.nan
+    near_again: Any = 0.0
     gathers: Any = 2.0
     host_bytes_per_second: Any = np.inf
 

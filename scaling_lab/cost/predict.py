@@ -165,10 +165,9 @@ def parts_of(p: Points, eff: Calibration) -> Parts:
     context = _context(p, s, wires.context(), scores)
     hidden = busy + tensor + experts + context
     held = held_by(p, s)
-    gathered = wires.fsdp(held / p.layers)
-    scattered = p.gathers + p.grad_bytes / 2
-    traffic = gathered * np.where(p.zero_stage >= 3, scattered, 0)
-    fsdp = _beside(hidden, traffic) - hidden
+    traffic = wires.fsdp(held / p.layers)
+    waited = eff.of("weights_exposed", p)
+    fsdp = _beside(hidden, (1 - waited) * traffic) - hidden + waited * traffic
     host = _host(p, s, hidden)
     layer = hidden + fsdp + host
     routed_launch = 1 + moe * (eff.of("routed_launch", p) - 1)
