@@ -116,12 +116,6 @@ def _check_experts(config: RunConfig) -> None:
     if routing is None:
         return
     routing.check(config.model.E)
-    if config.layout.mechanism("stack", "") == "1f1b":
-        raise IllegalLayout(
-            f"layout {config.layout.name!r}: layers with experts say their load beside "
-            "their result, and stages that alternate cannot carry it yet; leave +1f1b "
-            "out, or say +interleaved=2"
-        )
     bound = config.layout.mechanism("experts", "")
     if bound == "capacity" and routing.choice == "expert":
         raise ValueError(

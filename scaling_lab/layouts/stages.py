@@ -11,6 +11,7 @@ import jax
 from jax.sharding import NamedSharding
 
 from scaling_lab import dims
+from scaling_lab.layouts import later
 from scaling_lab.layouts.legality import divisors
 from scaling_lab.layouts.mesh import partition
 from scaling_lab.layouts.moves import Moves, gather
@@ -34,11 +35,16 @@ def virtual_of(layout: Layout) -> int:
 
 
 def alternates(layout: Layout) -> bool:
-    """Whether stages go forward and backward in turn (``+1f1b``).
+    """Whether stages go forward and backward in turn (``+1f1b``, ``+zero_bubble``).
 
     Each layer then goes forward once more before it goes backward.
     """
-    return layout.mechanism("stack", "") == "1f1b"
+    return layout.mechanism("stack", "") in ("1f1b", "zero_bubble")
+
+
+def apart_of(layout: Layout) -> bool:
+    """Whether gradients of weights are made after those of inputs (``+zero_bubble``)."""
+    return layout.mechanism("stack", "") == "zero_bubble"
 
 
 def fit_stages(layout: Layout, depths: Sequence[int], vocabulary: int) -> Layout:
@@ -182,7 +188,7 @@ def run(
 def alternate(
     place: Any, segment: Any, after: Callable[..., Any], inputs: tuple[Array, Batch]
 ) -> tuple[Any, Any, Array]:
-    """A segment forward and backward by 1F1B; see `parallel.alternating`.
+    """A segment forward and backward in turn; see `parallel.alternating`.
 
     Args:
       segment: block and parameters. after: as `alternating.Work` takes it.
@@ -191,18 +197,30 @@ def alternate(
     Returns:
       the sums of `after`; gradients of the parameters; that of the first layer's input.
     """
-    staged = _staged(place, Segment(*segment))
-    arranged, back = jax.vjp(staged.arranged, segment[1])
-    work = alternating.Work(staged.stage, after, staged.add_up)
+    segment, x_BTD, per_batch = Segment(*segment), *inputs
+    staged, made_later = _staged(place, segment), None
+    if apart_of(place.layout):
+        count = place.microbatches
+        parts = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct((len(a) // count, *a.shape[1:]), a.dtype),
+            (x_BTD, per_batch),
+        )
+        found = later.taken_apart(staged.inner, segment, *parts)
+        segment_with = segment._replace(block=later.block_of(segment, found))
+        made_later = later.later(staged.plan, staged.inner, found)
+        staged = _staged(place, segment_with)
+    arranged, back = jax.vjp(staged.arranged, segment.params)
+    work = alternating.Work(staged.stage, after, staged.add_up, made_later)
     sums, layers, d_BTD = alternating.run(staged.plan, work, arranged, *inputs)
     return sums, back(layers)[0], d_BTD
 
 
 class _Staged(NamedTuple):
-    """A segment made ready: its plan, one chunk of it, how its weights are arranged,
-    and where their gradients add up."""
+    """A segment made ready: its plan, how arrays move inside a stage, one chunk of it,
+    how its weights are arranged, and where their gradients add up."""
 
     plan: chunks.Plan
+    inner: Any
     stage: Callable[..., tuple[Array, Any]]
     arranged: Callable[[Any], dict[str, Array]]
     add_up: Callable[[Any], dict[str, Array]]
@@ -234,7 +252,8 @@ def _staged(place: Any, segment: Segment) -> _Staged:
             for name, array in gradients.items()
         }
 
-    return _Staged(plan, chunks.chunk_of(plan, block, place.compute), arranged, add_up)
+    chunk = chunks.chunk_of(plan, block, place.compute)
+    return _Staged(plan, inner, chunk, arranged, add_up)
 
 
 def _on_stage(

@@ -58,16 +58,16 @@ def gradients(
     flat = dims.leaves(params)
     ends = {path: flat[path] for path in seen["ends"]}
 
-    def after(x_BTD: Array, number: Array) -> Any:
+    def after(x_BTD: Array, aux: Any, number: Array) -> Any:
         part = {key: chunks.pick(a_MBT, number) for key, a_MBT in parts_M.items()}
 
-        def one(ends: Any, x_BTD: Array) -> Any:
-            after = dataclasses.replace(place, stack_with=lambda *_: (x_BTD, []))
+        def one(ends: Any, x_BTD: Array, aux: Any) -> Any:
+            after = dataclasses.replace(place, stack_with=lambda *_: (x_BTD, [aux]))
             return loss(after, _with(params, ends), part)
 
-        compute = jax.value_and_grad(one, (0, 1), has_aux=True)
-        (_, metrics), (own, d_BTD) = compute(ends, x_BTD)
-        return (metrics, _on_grads(place, own)), d_BTD
+        compute = jax.value_and_grad(one, (0, 1, 2), has_aux=True)
+        (_, metrics), (own, *back) = compute(ends, x_BTD, aux)
+        return (metrics, _on_grads(place, own)), tuple(back)
 
     block = seen["block"]
     (metrics, own), d_layers, d_BTD = alternate(
