@@ -6,7 +6,13 @@ from typing import Any
 
 from scaling_lab import dims
 from scaling_lab.config.run import RunConfig
-from scaling_lab.layouts import IllegalLayout, check, check_stages, stages_of
+from scaling_lab.layouts import (
+    IllegalLayout,
+    check,
+    check_stages,
+    check_turns,
+    stages_of,
+)
 from scaling_lab.names import one_of
 from scaling_lab.optimizers import make
 
@@ -109,6 +115,7 @@ def _check_stages(config: RunConfig) -> None:
             "explicit axes alone; use --axis-type auto"
         )
     check_stages(layout, config.model.L, config.batch, config.accumulate)
+    check_turns(layout, getattr(config.model, "depths", (config.model.L,)))
 
 
 def _check_experts(config: RunConfig) -> None:

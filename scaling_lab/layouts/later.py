@@ -1,4 +1,4 @@
-"""Zero bubble by layout: a segment whose weights' gradients are made when there is time.
+"""Zero bubble by layout: layers whose weights' gradients are made when there is time.
 
 See `parallel.apart` for how a layer's backward pass is taken apart, and
 `parallel.alternating` for when its parts are done.

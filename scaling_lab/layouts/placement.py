@@ -193,7 +193,7 @@ class Placement(Moves):
         if self.stack_with is not None:
             return *self.stack_with(segments, x_BTD, per_batch), None
         if stages.stages_of(self.layout) > 1 and cache is None:
-            return *stages.run(self, segments, x_BTD, per_batch), None
+            return *stages.through_stages(self, segments, x_BTD, per_batch), None
         run = stack.unroll if self.unroll else stack.scan
         caches = [None] * len(segments) if cache is None else cache
         auxes, after = [], []

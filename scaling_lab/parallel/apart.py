@@ -12,7 +12,6 @@ differentiated as always, with the input.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -118,7 +117,9 @@ def tap_of(found: Mapping[str, Contraction], kept: Mapping[str, Array]) -> Tap:
         del equation
         if name not in found:
             return product(*operands)
-        own = {key: kept[f"{name} {key}"] for key in ("x", "dy") if f"{name} {key}" in kept}
+        own = {
+            key: kept[f"{name} {key}"] for key in ("x", "dy") if f"{name} {key}" in kept
+        }
         return contract(product, *operands, own)
 
     return tap

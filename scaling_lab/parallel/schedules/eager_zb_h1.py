@@ -1,4 +1,4 @@
-"""ZB-H1 of stages that go in step: as eager 1F1B, and W of each stage later by its place.
+"""ZB-H1 of stages that go in step: as eager 1F1B, each stage's W later by its place.
 
 Stage s makes the gradients of its weights s microbatches after those of its input, so
 all stages make them for the same microbatch at once: none waits to.
