@@ -87,6 +87,9 @@ class Points:
       network_bytes_per_second: one-way of one device into the data-centre network.
       scores_again: share of attention's scores done again in the backward pass; NaN
         where it follows from ``remat`` and ``recompute``.
+      lockstep: 1 where all stages of a pipeline do the same kind of task in every tick,
+        as ours do; they make layers' results again where they alternate, which
+        ``recompute`` does not count.
     """
 
     layers: Any
@@ -144,6 +147,7 @@ class Points:
     torus_dims: Any
     network_bytes_per_second: Any
     scores_again: Any = np.nan
+    lockstep: Any = 0.0
 
     def __post_init__(self) -> None:
         columns = {name: np.asarray(getattr(self, name)) for name in names()}

@@ -33,6 +33,11 @@ def virtual_of(layout: Layout) -> int:
     return int(count or 1)
 
 
+def schedule_of(layout: Layout) -> str:
+    """How the stages take turns: gpipe, interleaved, 1f1b or zero_bubble."""
+    return layout.mechanism("stack", "gpipe").partition("=")[0]
+
+
 def alternates(layout: Layout) -> bool:
     """Whether stages go forward and backward in turn (``+1f1b``, ``+zero_bubble``).
 
