@@ -66,6 +66,22 @@ def handed_on(p: Points, wires: Wires) -> Column:
     return one * np.where(p.lockstep > 0, ours, theirs)
 
 
+def reduced(p: Points, wires: Wires, held: Column) -> Column:
+    """Seconds in which gradients of so many parameters go over ``data``.
+
+    Our stages reduce what each microbatch gives, in 16 bits, and idle ones too; what is
+    made later is made by all.
+    """
+    once = wires.gradients(held)
+    passes = ticks(p) / p.virtual_stages
+    passes = np.where(is_schedule(p, "zero_bubble"), p.microbatches, passes)
+    whole = np.where(p.zero_stage == 2, 2.0, 4.0)
+    handed_back = np.where((p.zero_stage == 1) | (p.zero_stage == 2), 2.0, 0.0)
+    payload = held * (whole * passes + handed_back)
+    ours = wires.ring("data", p.data, payload)
+    return np.where((p.lockstep > 0) & (p.stage > 1), ours, once)
+
+
 def gathers(p: Points) -> Column:
     """How often weights that rest divided are gathered for a microbatch."""
     return 2 + alternates(p)

@@ -176,7 +176,7 @@ def parts_of(p: Points, eff: Calibration) -> Parts:
     bubble = pipelines.waited(p, total, layer + launched, head, apart / 3)
     blocks = times * p.layers / p.stage
     updated = held / np.where(p.zero_stage >= 3, p.fsdp, 1)
-    data = wires.gradients(updated) * eff.of("data_exposed", p)
+    data = pipelines.reduced(p, wires, updated) * eff.of("data_exposed", p)
     owned = updated / np.where(p.zero_stage >= 1, p.data, 1)
     return Parts(
         products=blocks * products + times * head / p.stage,
