@@ -12,7 +12,8 @@ Three tables. Eight simulated devices: FLOPs and temporaries of the compiled pro
 one device: work, not throughput. What a task costs is read off five rows (GPipe's and
 1F1B's with fewest and most microbatches, zero bubble's with most); the other seven are
 predicted from it, as the program's ticks are counted, and as the simulator says of
-stages that wait for nothing but each other ("waiting"). Then a TPU's compiled steps, and what `plan` predicts for machines by network.
+stages that wait for nothing but each other ("waiting"). Then a TPU's compiled steps,
+and what `plan` predicts for machines by network.
 """
 
 import dataclasses
@@ -248,7 +249,8 @@ def text(found: dict[str, Any]) -> str:
         lines.append(
             f"{row['schedule']:11} {row['microbatches']:3} {row['ticks']:6} "
             f"{row['flops'] / 1e6:7.1f} {row['counted_flops'] / 1e6:8.1f} "
-            f"{row['simulated_flops'] / 1e6:8.1f} {row['useful']:7.0%} {row['temporary_bytes'] / 2**20:12.2f}"
+            f"{row['simulated_flops'] / 1e6:8.1f} {row['useful']:7.0%} "
+            f"{row['temporary_bytes'] / 2**20:12.2f}"
         )
     lines.append("\ncompiled for tpu-v5e:4x4, eight layers of Llama 1B; GB")
     for row in found["large"]:
