@@ -20,6 +20,7 @@ from scaling_lab.hardware import parse_target
 from scaling_lab.plan import columns, emit, huggingface, law, rank, sizes, words
 from scaling_lab.plan.candidates import POLICIES, candidates, policy_of
 from scaling_lab.plan.question import Question, sequences, tokens
+from scaling_lab.sweep.run import check_legal
 
 
 def question(family="llama", size="8b", target="tpu-v5p:4x4x4", **changes):
@@ -624,17 +625,108 @@ def test_a_type_by_its_class_and_a_text_model_inside():
     assert huggingface.read(text).params == huggingface.read(GEMMA3).params
 
 
-def test_a_config_that_is_a_family_of_ours_can_be_compiled(tmp_path):
+QWEN3 = {
+    "model_type": "qwen3",
+    "hidden_size": 1024,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 3072,
+    "vocab_size": 151936,
+    "tie_word_embeddings": True,
+    "rope_theta": 1000000,
+    "max_position_embeddings": 40960,
+}
+GEMMA3_27B = {
+    "model_type": "gemma3",
+    "text_config": {
+        "hidden_size": 5376,
+        "intermediate_size": 21504,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 62,
+        "num_key_value_heads": 16,
+        "head_dim": 128,
+        "query_pre_attn_scalar": 168,
+        "sliding_window": 1024,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+    },
+}
+DEEPSEEK_V2_LITE = DEEPSEEK | {
+    "model_type": "deepseek_v2",
+    "hidden_size": 2048,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "q_lora_rank": None,
+    "intermediate_size": 10944,
+    "moe_intermediate_size": 1408,
+    "n_routed_experts": 64,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 6,
+    "first_k_dense_replace": 1,
+    "vocab_size": 102400,
+    "n_group": 1,
+    "topk_group": 1,
+    "aux_loss_alpha": 0.001,
+}
+LLAMA31 = LLAMA | {
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_scaling": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "family", "size"),
+    [
+        (LLAMA31, "llama", "8b"),
+        (MIXTRAL | {"router_aux_loss_coef": 0.02}, "mixtral", "8x7b"),
+        (QWEN3, "qwen3", "0.6b"),
+        (
+            QWEN3_MOE
+            | {"norm_topk_prob": True, "max_position_embeddings": 40960}
+            | {"rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"}},
+            "qwen3_moe",
+            "30b-a3b",
+        ),
+        (GEMMA3_27B, "gemma3", "27b"),
+        (DEEPSEEK, "deepseek", "v3"),
+        (DEEPSEEK_V2_LITE | {"max_position_embeddings": 4096}, "deepseek", "v2-lite"),
+    ],
+)
+def test_a_config_that_is_a_family_of_ours_can_be_compiled(
+    tmp_path, config, family, size
+):
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(LLAMA))
+    path.write_text(json.dumps(config))
     shape = plan.read(path)
-    ours = plan.of_config(shape.config)
-    assert ours.params == shape.params
-    assert (ours.layers, ours.kv_heads, ours.vocab) == (32, 8, 128256)
-    path.write_text(json.dumps(MIXTRAL))
-    shape = plan.read(path)
+    assert shape.config == models.size(family, size)
     assert plan.of_config(shape.config).params == shape.params
-    path.write_text(json.dumps(GPT_OSS))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT_OSS,
+        QWEN2,
+        QWEN3 | {"attention_bias": True},
+        LLAMA | {"mlp_bias": True},
+        GEMMA3 | {"final_logit_softcapping": 30.0},
+        GEMMA3 | {"layer_types": ["full_attention", *["sliding_attention"] * 25]},
+        DEEPSEEK | {"n_shared_experts": 0},
+        DEEPSEEK_V2_LITE | {"n_group": 8, "topk_group": 3},
+    ],
+)
+def test_what_is_no_family_of_ours_is_predicted_alone(tmp_path, config):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
     assert plan.read(path).config is None
 
 
@@ -789,18 +881,52 @@ def test_policies_of_a_layout_get_lighter_and_stay_within_memory():
     choice = next(c for c in found.choices if c.trained)
     refined = plan.refine.policies(found, choice, 3)
     assert {each.microbatches for each in refined} == {1, 2}
-    for number in (1, 2):
-        own = [each for each in refined if each.microbatches == number]
+    times = [each.step_seconds for each in refined]
+    assert times == sorted(times)
+    kinds = {}
+    for each in refined:
+        way = "offload" if "offload" in each.remat else each.remat.partition(":")[0]
+        way = "whole" if way in ("none", "full") else way
+        kinds.setdefault((each.microbatches, each.gather, way), []).append(each)
+    assert (1, "layer", "offload") in kinds and (2, "layer", "save") in kinds
+    for own in kinds.values():
         sizes = [each.hbm_bytes for each in own]
         assert sizes[0] <= asked.limit_bytes and len(own) <= 3
         assert all(b <= 0.9 * a for a, b in itertools.pairwise(sizes))
-        config = dataclasses.replace(
-            plan.config_of(asked, choice), remat=own[0].remat, accumulate=number
-        )
-        validate(config)
-        assert memory(points_of([config])).hbm_bytes[0] == pytest.approx(
-            sizes[0], rel=1e-6
-        )
+        config = own[0].of(plan.config_of(asked, choice))
+        check_legal(config)
+        run = points_of([config])
+        held = memory(run).hbm_bytes[0]
+        assert held == pytest.approx(sizes[0], rel=1e-6)
+
+
+def test_the_host_is_asked_where_memory_is_short_and_not_elsewhere():
+    """All that does not fit on the device is offloaded before anything is done again;
+    where all fits, nothing is. Gathered weights are kept where they fit."""
+    asked = question("llama", "70b", "h100:32x8", batch=512, length=4096, axes=TRAINED)
+    small = dataclasses.replace(asked, batch=256, length=2048)
+    names = [name for name in plan.refine.KEPT if name != "attention/attend"]
+    for each, host in ((asked, True), (small, False)):
+        found = plan.plan(each)
+        choice = next(c for c in found.choices if set(c.mesh) == {"fsdp"})
+        refined = [
+            one
+            for one in plan.refine.policies(found, choice, 1)
+            if one.microbatches == 1
+        ]
+        away = [one for one in refined if "offload" in one.remat]
+        assert bool(away) == host
+        if host:
+            assert away == refined[:1] and all(name in away[0].remat for name in names)
+    eight = question("llama", "8b", "h100:8x8", batch=128, length=4096, axes=TRAINED)
+    found = plan.plan(eight)
+    choice = next(c for c in found.choices if set(c.mesh) == {"fsdp"})
+    once = next(
+        one for one in plan.refine.policies(found, choice) if one.gather == "step"
+    )
+    config = once.of(plan.config_of(eight, choice))
+    check_legal(config)
+    assert config.layout.gather == "step" and "gather_once" in config.layout.name
 
 
 def test_a_choice_with_experts_is_a_layout_of_as_many_devices():

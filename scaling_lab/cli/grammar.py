@@ -27,7 +27,13 @@ FLAGS: tuple[tuple[str, Any, Any, str], ...] = (
     ("length", int, 256, "Tokens per sequence."),
     ("steps", int, 20, "Optimizer steps."),
     ("seed", int, 0, "Of the parameters and of the data's order."),
-    ("remat", str, "none", "none, full, save:VERB,VERB or recompute:VERB,VERB."),
+    (
+        "remat",
+        str,
+        "none",
+        "none, full, save:VERB,VERB, recompute:VERB,VERB, or 'save:VERB;offload:VERB' "
+        "with the host's memory.",
+    ),
     (
         "precision",
         str | None,
@@ -36,7 +42,7 @@ FLAGS: tuple[tuple[str, Any, Any, str], ...] = (
         "Default: bfloat16 for a TPU or GPU target, float32 for cpu and local.",
     ),
     ("accumulate", int, 1, "Microbatches per step."),
-    ("stack", str, "auto", "Layers as scan, unroll, or auto."),
+    ("stack", str, "auto", "Layers as scan, scan:4 (four in a turn), unroll, or auto."),
     ("axis_type", str, "auto", "Of the mesh: auto or explicit."),
     ("optimizer", str, "adamw", "adamw, adafactor, lion or muon."),
     ("learning_rate", float, 1e-3, "Peak of the schedule."),

@@ -33,10 +33,12 @@ class RunConfig:
       target: the machine, as `hardware.parse_target` reads it; ``local`` is this one.
       batch: global, in sequences. length: tokens per sequence.
       steps: optimizer steps. seed: of parameters and of the data's order.
-      remat: ``none``, ``full``, ``save:VERB,…`` or ``recompute:VERB,…``.
+      remat: ``none``, ``full``, ``save:VERB,…``, ``recompute:VERB,…`` or, to the host,
+        ``offload:VERB,…``; see `parallel.policies`.
       precision: dtype of arithmetic; parameters and optimizer state are float32.
       accumulate: microbatches per step, one after another.
-      stack: layers scanned, unrolled, or whichever suits the backend.
+      stack: layers scanned (``scan:4``, four in a turn), unrolled, or whichever suits
+        the backend.
       axis_type: of the mesh; ``explicit`` is JAX's sharding in types.
       z_loss: weight of the squared log-normaliser (PaLM, section 5).
       loss_chunks: chunks of the vocabulary the loss is cut into; ``None`` decides.

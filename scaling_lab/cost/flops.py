@@ -16,6 +16,7 @@ from __future__ import annotations
 from scaling_lab import dims
 from scaling_lab.config import RunConfig
 from scaling_lab.cost.ledger import Entry, record
+from scaling_lab.parallel import policies
 
 
 def parameters(config: RunConfig) -> int:
@@ -58,11 +59,11 @@ def recomputed(remat: str, entry: Entry) -> float:
 
     Of attention whose result was kept it is the scores: they were not.
     """
-    kind, _, names = remat.partition(":")
+    kind, names, away = policies.parse(remat)
     inside = entry.verb not in ("cross_entropy", "take")
     if kind == "none" or not inside or entry.ends:
         return 0.0
-    listed = entry.name in names.split(",")
+    listed = entry.name in (*names, *away)
     if kind == "save" and listed and entry.verb == "attend":
         return 0.5
     return float({"full": True, "save": not listed, "recompute": listed}[kind])

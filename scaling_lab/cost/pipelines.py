@@ -84,4 +84,4 @@ def reduced(p: Points, wires: Wires, held: Column) -> Column:
 
 def gathers(p: Points) -> Column:
     """How often weights that rest divided are gathered for a microbatch."""
-    return 2 + alternates(p)
+    return p.gathers + alternates(p)

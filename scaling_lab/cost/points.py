@@ -90,6 +90,10 @@ class Points:
       lockstep: 1 where all stages of a pipeline do the same kind of task in every tick,
         as ours do; they make layers' results again where they alternate, which
         ``recompute`` does not count.
+      gathers: how often a microbatch gathers what ``fsdp`` divides: 2, or 1 where what
+        was gathered is kept for the backward pass.
+      host_bytes_per_second: one way of one device to its host's memory; infinite where
+        nobody asks what offloading costs.
     """
 
     layers: Any
@@ -148,6 +152,8 @@ class Points:
     network_bytes_per_second: Any
     scores_again: Any = np.nan
     lockstep: Any = 0.0
+    gathers: Any = 2.0
+    host_bytes_per_second: Any = np.inf
 
     def __post_init__(self) -> None:
         columns = {name: np.asarray(getattr(self, name)) for name in names()}

@@ -11,7 +11,7 @@ from scaling_lab.cost import calibrations, pipelines
 from scaling_lab.cost.communication import Wires
 from scaling_lab.cost.compute import Arithmetic
 from scaling_lab.cost.efficiencies import Calibration
-from scaling_lab.cost.memory import memory
+from scaling_lab.cost.memory import kept_per_token, memory, tokens_in_use
 from scaling_lab.cost.points import Points
 from scaling_lab.cost.shapes import (
     Column,
@@ -26,6 +26,9 @@ _OVERLAP = 3.0
 _EXPERTS_VARY = 1.35
 #: Share of keys and values passed round that is waited for though attention covers it.
 _CHUNKED = 0.25
+#: Of the way to the host's memory a program gets this share (50 of 64 GB/s, as
+#: `compile.price` assumes of an H100).
+_HOST = 0.78
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +169,8 @@ def parts_of(p: Points, eff: Calibration) -> Parts:
     moved = pipelines.gathers(p) + p.grad_bytes / 2
     traffic = gathered * np.where(p.zero_stage >= 3, moved, 0)
     fsdp = _beside(hidden, traffic) - hidden
-    layer = hidden + fsdp
+    host = _host(p, s, hidden)
+    layer = hidden + fsdp + host
     routed_launch = 1 + moe * (eff.of("routed_launch", p) - 1)
     launch = eff.of("launch", p) * routed_launch * (1 + s.recompute / 3)
     launched = _beside(layer, launch) - layer
@@ -189,12 +193,22 @@ def parts_of(p: Points, eff: Calibration) -> Parts:
             "fsdp": blocks * fsdp,
             "stage": pipelines.handed_on(p, wires),
             "data": data,
+            "host": blocks * host,
         },
         bubble=bubble,
         update=work.update(owned),
         overhead=blocks * launched + eff.of("step", p),
         scale=1 + eff.of("scale", p) * np.log2(np.maximum(p.devices / 8, 1)),
     )
+
+
+def _host(p: Points, s: Shapes, busy: Column) -> Column:
+    """What a block waits for the host's memory: going forward results leave, in a
+    third of its time, and going backward they come back."""
+    moved = kept_per_token(p) * p.offload * tokens_in_use(p)
+    moved = moved / (p.host_bytes_per_second * _HOST)
+    passes = (busy / (3 + s.recompute), busy * (1 - 1 / (3 + s.recompute)))
+    return sum((_beside(each, moved) - each for each in passes), np.zeros(len(p)))
 
 
 def held_by(p: Points, s: Shapes) -> Column:

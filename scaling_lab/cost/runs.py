@@ -11,11 +11,12 @@ from scaling_lab.config import RunConfig
 from scaling_lab.cost import activations
 from scaling_lab.cost.flops import recomputed
 from scaling_lab.cost.ledger import record
-from scaling_lab.cost.machines import machine_columns, peak_of
+from scaling_lab.cost.machines import host_rate, machine_columns, peak_of
 from scaling_lab.cost.points import PRECISIONS, REMATS, SCHEDULES, STACKS, Points
 from scaling_lab.hardware import Chip, chip
 from scaling_lab.layouts import Layout, schedule_of, virtual_of
 from scaling_lab.models.shape import sizes
+from scaling_lab.parallel import policies
 
 #: Bytes of optimizer state of one parameter, in float32; there is no master copy.
 STATE_BYTES = {"adamw": 8.0, "lion": 4.0, "muon": 4.0, "adafactor": 0.1}
@@ -39,7 +40,12 @@ def _point(config: RunConfig, local: Chip | None) -> Points:
         kept = activations.kept_bytes(point, config.remat)
     except ValueError:  # a policy that says what is dropped
         return point
-    return point.replace(kept=kept / activations.whole_bytes(point))
+    away = (
+        0.0
+        if config.remat == "none"
+        else activations.offloaded_share(point, config.remat)
+    )
+    return point.replace(kept=kept / activations.whole_bytes(point), offload=away)
 
 
 def _zero(layout: Layout) -> int:
@@ -61,7 +67,7 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
     mesh["fsdp"] *= expert
     replicas = mesh["data"] * mesh["fsdp"]
     kinds = {"none": "none", "full": "full"}
-    kind = config.remat.partition(":")[0]
+    kind = policies.parse(config.remat).kind
     devices = layout.devices
     peak, wide = peak_of(found, config.precision)
     return {
@@ -92,6 +98,8 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
         "kept": 1.0 if kind == "none" else 1.0 - 0.9 * _again(config),
         "offload": 0.0,
         "flash": float(found.name != "cpu"),
+        "gathers": 1.0 if layout.gather == "step" else 2.0,
+        "host_bytes_per_second": host_rate(found),
     }
 
 

@@ -43,6 +43,7 @@ class Placement(Moves):
     Attributes (beside those of `Moves`):
       remat: what the backward pass keeps, as `parallel.stack.remat` reads it.
       unroll: layers written out instead of scanned.
+      together: of scanned layers, how many in one turn of the loop.
       microbatches: of a step, where the stages of a pipeline take them in turn.
       stack_with: ``(segments, x_BTD, per_batch) -> (x_BTD, auxes)`` instead of the
         layers, to take a model apart at its stack.
@@ -59,6 +60,7 @@ class Placement(Moves):
 
     remat: str = "none"
     unroll: bool = False
+    together: int = 1
     microbatches: int = 1
     stack_with: Callable[..., tuple[Array, Any]] | None = None
     tap: apart.Tap | None = None
@@ -194,7 +196,8 @@ class Placement(Moves):
             return *self.stack_with(segments, x_BTD, per_batch), None
         if stages.stages_of(self.layout) > 1 and cache is None:
             return *stages.through_stages(self, segments, x_BTD, per_batch), None
-        run = stack.unroll if self.unroll else stack.scan
+        scan = functools.partial(stack.scan, together=self.together)
+        run = stack.unroll if self.unroll else scan
         caches = [None] * len(segments) if cache is None else cache
         auxes, after = [], []
         for segment, segment_cache in zip(segments, caches, strict=True):

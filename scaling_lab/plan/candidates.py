@@ -140,13 +140,18 @@ def _scheduled(table: law.Table) -> law.Table:
 
 def policy_of(question: Question, code: int) -> str:
     """A policy as a run writes it, in the verbs that this model has."""
-    policy = POLICIES[code]
-    return policy if question.shape.gated else policy.replace("ffn/gate,", "")
+    policy, shape = POLICIES[code], question.shape
+    if shape.n_experts:
+        return policy.replace("ffn/", "ffn/experts/")
+    return policy if shape.gated else policy.replace("ffn/gate,", "")
 
 
 def _offered(question: Question, table: law.Table) -> law.Table:
-    """Without the policies that name verbs which blocks of experts do not have."""
-    lacks = ["ffn/" in policy and question.shape.n_experts > 0 for policy in POLICIES]
+    """Without the policies that name verbs which some blocks lack: of a model with
+    dense blocks beside those with experts, or experts that all tokens share."""
+    shape = question.shape
+    mixed = shape.n_experts > 0 and (shape.dense_layers > 0 or shape.shared_d_ff > 0)
+    lacks = ["ffn/" in policy and mixed for policy in POLICIES]
     keep = ~np.array(lacks)[table["policy"]]
     return {name: column[keep] for name, column in table.items()}
 

@@ -15,8 +15,7 @@ from scaling_lab import models
 from scaling_lab.dims import ALPHABET
 from scaling_lab.models.shape import sizes
 from scaling_lab.names import one_of
-from scaling_lab.parallel.verbs import Routing
-from scaling_lab.plan import huggingface
+from scaling_lab.plan import hf_families, hf_fields, huggingface
 from scaling_lab.plan.hf_fields import whole
 from scaling_lab.plan.huggingface import Shape
 
@@ -52,11 +51,16 @@ def read(path: str | Path) -> Shape:
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds a {type(data).__name__}, not a model's fields")
     try:
-        found = _family(data) if "family" in data else huggingface.read(data)
+        found = _family(data) if "family" in data else _theirs(data)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    config = found.config or _trainable(data, found)
-    return dataclasses.replace(found, config=config)
+    return found
+
+
+def _theirs(data: dict[str, Any]) -> Shape:
+    filled, _ = hf_fields.filled(data)
+    shape = huggingface.read(data)
+    return dataclasses.replace(shape, config=hf_families.config_of(filled, shape))
 
 
 def _family(data: dict[str, Any]) -> Shape:
@@ -85,39 +89,3 @@ def _family(data: dict[str, Any]) -> Shape:
         made = module.Config(**fields)
     huggingface.even("N", made.N, made.K)
     return of_config(made)
-
-
-def _trainable(data: dict[str, Any], shape: Shape) -> Any:
-    """Our own config of a Hugging Face model, where a family of ours is the same."""
-    kind = shape.name
-    counts = (shape.layers, shape.d_model, shape.n_heads, shape.kv_heads)
-    rest = (shape.head_dim, shape.d_ff, shape.vocab)
-    if kind in ("llama", "mistral") and not shape.window:
-        if data.get("attention_bias") or data.get("mlp_bias"):
-            return None
-        return models.family("llama").Config(
-            *counts,
-            *rest,
-            tied=shape.tied,
-            rope_base=float(data.get("rope_theta") or 10_000.0),
-            norm_epsilon=float(data.get("rms_norm_eps") or 1e-5),
-            length=shape.length or 8192,
-        )
-    if kind == "mixtral" and not shape.window:
-        return models.family("mixtral").Config(
-            *counts,
-            shape.head_dim,
-            shape.expert_d_ff,
-            shape.vocab,
-            shape.n_experts,
-            routing=Routing(
-                top_k=shape.top_k, balance=float(data.get("router_aux_loss_coef", 0))
-            ),
-            tied=shape.tied,
-            rope_base=float(data.get("rope_theta") or 1e6),
-            norm_epsilon=float(data.get("rms_norm_eps") or 1e-5),
-            length=shape.length or 32_768,
-        )
-    if kind == "gpt2" and shape.tied:
-        return models.family("gpt2").Config(*counts, *rest, length=shape.length or 1024)
-    return None

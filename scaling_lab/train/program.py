@@ -12,7 +12,7 @@ import optax
 from jax.sharding import AxisType, SingleDeviceSharding
 
 from scaling_lab import dims, layouts, models, optimizers
-from scaling_lab.config import RunConfig
+from scaling_lab.config import RunConfig, together
 from scaling_lab.layouts import ExplicitPlacement, Placement
 from scaling_lab.parallel import (
     attention,
@@ -109,6 +109,7 @@ def make_placement(config: RunConfig, devices: Any = None) -> Placement:
         compute=jnp.dtype(config.precision),
         remat=config.remat,
         unroll=unroll,
+        together=together(config.stack),
         microbatches=config.accumulate,
         loss_chunks=config.loss_chunks,
     )
