@@ -28,7 +28,8 @@ from scaling_lab import plan
 from scaling_lab.cost.points import SCHEDULES
 from scaling_lab.hardware import parse_target
 from scaling_lab.layouts import schedule_of, stages_of, virtual_of
-from scaling_lab.parallel import alternating, schedules
+from scaling_lab.parallel import schedules
+from scaling_lab.parallel.schedules import in_step as steps
 from scaling_lab.plan import rank, words
 from scaling_lab.plan.question import Question
 from scaling_lab.record import RunRecord
@@ -186,7 +187,7 @@ def in_step(
         return 2 * each, each * (costs.of("F") + costs.of("B")) / virtual
     apart = kind == "zero_bubble"
     ticks = range(count + 2 * (stages - 1))
-    doing = "".join(alternating.does(t, stages, count, apart) for t in ticks)
+    doing = "".join(steps.does(t, stages, count, apart) for t in ticks)
     return len(ticks), sum(map(costs.of, doing))
 
 

@@ -31,6 +31,7 @@ from jax.flatten_util import ravel_pytree
 from scaling_lab.parallel import chunks, pipeline
 from scaling_lab.parallel.chunks import Plan
 from scaling_lab.parallel.pipeline import AXIS
+from scaling_lab.parallel.schedules import in_step
 from scaling_lab.parallel.verbs import Batch
 
 Array = jax.Array
@@ -94,18 +95,11 @@ class Held(NamedTuple):
     rest: Any
 
 
-def does(tick: int, stages: int, microbatches: int, apart: bool) -> str:
-    """What the stages do in a tick: F, B (or I, the input's gradient alone), W."""
-    forward = "F" * (tick < stages - 1 + microbatches)
-    backward = ("I" if apart else "B") * (tick >= stages - 1)
-    return forward + backward + "W" * (apart and tick >= 2 * (stages - 1))
-
-
 def _phases(plan: Plan, apart: bool) -> Iterator[tuple[str, Array]]:
     """Runs of ticks in which the same is done."""
     stages, count = plan.stages, plan.microbatches
     ticks = range(count + 2 * (stages - 1))
-    same = itertools.groupby(ticks, lambda t: does(t, stages, count, apart))
+    same = itertools.groupby(ticks, lambda t: in_step.does(t, stages, count, apart))
     for doing, run in same:
         yield doing, jnp.array(list(run))
 
@@ -303,19 +297,3 @@ class _Loop:
 def _of_slots(array_RZ: Array, slot_Z: Array) -> Array:
     """Of each stage what stands in its own slot."""
     return jax.vmap(chunks.pick, (1, 0), spmd_axis_name=AXIS)(array_RZ, slot_Z)
-
-
-def order(
-    stages: int, microbatches: int, apart: bool = False
-) -> list[list[tuple[str, int]]]:
-    """What each stage does in the loop above, in order, as the loop counts it."""
-    done: list[list[tuple[str, int]]] = [[] for _ in range(stages)]
-    for tick in range(microbatches + 2 * (stages - 1)):
-        doing = does(tick, stages, microbatches, apart)
-        for stage, own in enumerate(done):
-            back = tick - 2 * (stages - 1) + stage
-            numbers = {"F": tick - stage, "B": back, "I": back, "W": back - stage}
-            for task in doing:
-                if 0 <= numbers[task] < microbatches:
-                    own.append((task, numbers[task]))
-    return done

@@ -11,7 +11,8 @@ from contracts.training import Trained, of_text, run_of, same
 from scaling_lab import cost, dims, train
 from scaling_lab.compile import describe
 from scaling_lab.layouts import IllegalLayout, Layout, Placement, make_mesh
-from scaling_lab.parallel import alternating, schedules
+from scaling_lab.parallel import schedules
+from scaling_lab.parallel.schedules import in_step
 from scaling_lab.parallel.verbs import Segment
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -119,7 +120,7 @@ def test_the_loop_alternates_as_its_schedule_says(kind):
     for stages, parts in ((1, 3), (2, 4), (4, 4), (4, 9)):
         schedule = schedules.make(kind, stages, parts)
         wanted = [[(t.does, t.microbatch) for t in own] for own in schedule.orders]
-        assert alternating.order(stages, parts, kind == "eager_zb_h1") == wanted
+        assert in_step.order(stages, parts, kind == "eager_zb_h1") == wanted
 
 
 # --- What is moved
