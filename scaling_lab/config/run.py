@@ -103,9 +103,7 @@ class RunConfig:
     @functools.cached_property
     def abstract_params(self) -> dict[str, Any]:
         """Shapes and dtypes of the parameters; nothing is allocated."""
-        init = models.family_of(self.model).init
-        # The key too is traced: a concrete one would start JAX's devices.
-        return jax.eval_shape(lambda: init(self.model, jax.random.key(0)))
+        return dict(_abstract_params(self.model))
 
     @property
     def id(self) -> str:
@@ -156,6 +154,13 @@ class RunConfig:
           ValueError: unknown chip or topology.
         """
         return parse_target(self.target)
+
+
+@functools.lru_cache(maxsize=32)
+def _abstract_params(model: Any) -> dict[str, Any]:
+    init = models.family_of(model).init
+    # The key too is traced: a concrete one would start JAX's devices.
+    return jax.eval_shape(lambda: init(model, jax.random.key(0)))
 
 
 def _non_default(value: Any) -> dict[str, Any]:
