@@ -47,6 +47,17 @@ class Wires:
             size > 1, payload * (size - 1) / size / self.rate(axis, size), 0.0
         )
 
+    def exchange(self, axis: str, size: Column, payload: Column) -> Column:
+        """All-to-all of so many bytes of one device."""
+        p = self.p
+        # Round a ring a quarter of what it takes to bring everybody everything.
+        round_ring = self.ring(axis, size, payload * size) / 4
+        members = np.clip(np.floor(p.scale_up / self.stride[axis]), 1, size)
+        near = payload * (size - 1) / size / self.link
+        far = payload * (1 - members / size) / self.network
+        switched = np.where(size > 1, np.maximum(near, far), 0.0)
+        return np.where(p.torus_dims > 0, round_ring, switched)
+
     def tensor(self) -> Column:
         """One block's gathers and scatters of activations, forward."""
         p = self.p
@@ -55,10 +66,17 @@ class Wires:
         return self.ring("tensor", p.tensor, payload) * 2 * (1 + dense)
 
     def context(self) -> Column:
-        """One block's keys and values passed round, forward."""
+        """One block's keys and values passed round, or all exchanged, forward."""
         p = self.p
-        payload = 2 * p.kv_heads * p.head_dim / p.tensor * self.s.tokens * 2 * p.context
-        return self.ring("context", p.context, payload)
+        one = 2 * p.head_dim * self.s.tokens
+        payload = 2 * p.kv_heads / p.tensor * one * p.context
+        keys = np.maximum(p.kv_heads / p.tensor, p.context)
+        sent = 2 * (p.n_heads / p.tensor + keys) * one
+        return np.where(
+            p.ulysses > 0,
+            self.exchange("context", p.context, sent),
+            self.ring("context", p.context, payload),
+        )
 
     def experts(self) -> Column:
         """One block's dispatch and combine, forward."""

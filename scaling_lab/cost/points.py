@@ -85,6 +85,8 @@ class Points:
       scale_up: devices that this network joins (a node, NVLink domain, torus).
       torus_dims: dims of the torus; 0 where it is switched.
       network_bytes_per_second: one-way of one device into the data-centre network.
+      ulysses: 1 where attention over ``context`` exchanges positions for heads, 0 where
+        it brings every device all keys.
       scores_again: share of attention's scores done again in the backward pass; NaN
         where it follows from ``remat`` and ``recompute``.
       lockstep: 1 where all stages of a pipeline do the same kind of task in every tick,
@@ -150,6 +152,7 @@ class Points:
     scale_up: Any
     torus_dims: Any
     network_bytes_per_second: Any
+    ulysses: Any = 0.0
     scores_again: Any = np.nan
     lockstep: Any = 0.0
     gathers: Any = 2.0

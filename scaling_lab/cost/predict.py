@@ -161,8 +161,7 @@ def parts_of(p: Points, eff: Calibration) -> Parts:
     tensor = tensor * np.where(p.overlap > 0, 0.4, 1.0)
     experts = moe * wires.experts() * forwards * eff.of("expert_exposed", p)
     busy = products + scores + memory
-    rotated = wires.context() * 3
-    context = _beside(scores, rotated) - scores + _CHUNKED * rotated
+    context = _context(p, s, wires.context(), scores)
     hidden = busy + tensor + experts + context
     held = held_by(p, s)
     gathered = wires.fsdp(held / p.layers)
@@ -200,6 +199,14 @@ def parts_of(p: Points, eff: Calibration) -> Parts:
         overhead=blocks * launched + eff.of("step", p),
         scale=1 + eff.of("scale", p) * np.log2(np.maximum(p.devices / 8, 1)),
     )
+
+
+def _context(p: Points, s: Shapes, moved: Column, scores: Column) -> Column:
+    """What one block waits for its keys, or for the exchange before and after it."""
+    rotated = 3 * moved
+    keys = _beside(scores, rotated) - scores + _CHUNKED * rotated
+    # Attention begins when all is there, and what is made again is exchanged again.
+    return np.where(p.ulysses > 0, (2 + (s.recompute > 0)) * moved, keys)
 
 
 def _host(p: Points, s: Shapes, busy: Column) -> Column:

@@ -48,6 +48,17 @@ def _point(config: RunConfig, local: Chip | None) -> Points:
     return point.replace(kept=kept / activations.whole_bytes(point), offload=away)
 
 
+def fused(chip: Chip, layout: Layout) -> bool:
+    """Whether attention never writes its scores to memory.
+
+    On a GPU the kernel is cuDNN's, which takes whole rows; parts of rows are attended
+    to in XLA's own operations.
+    """
+    whole = layout.mesh.get("context", 1) == 1
+    whole |= layout.mechanism("attend", "gather") == "ulysses"
+    return whole or chip.torus_dims > 0
+
+
 def _zero(layout: Layout) -> int:
     """Which of ZeRO's stages the tables are."""
     rests, reduced, state = (
@@ -82,6 +93,7 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
         "stage": layout.mesh.get("stage", 1),
         "virtual_stages": virtual_of(layout),
         "context": layout.mesh.get("context", 1),
+        "ulysses": float(layout.mechanism("attend", "gather") == "ulysses"),
         "expert": expert if hasattr(config.model, "routing") else 1,
         "schedule": SCHEDULES.index(schedule_of(layout)),
         "lockstep": 1.0,
@@ -97,7 +109,7 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
         "recompute": _again(config),
         "kept": 1.0 if kind == "none" else 1.0 - 0.9 * _again(config),
         "offload": 0.0,
-        "flash": float(found.name != "cpu"),
+        "flash": float(found.name != "cpu" and fused(found, layout)),
         "gathers": 1.0 if layout.gather == "step" else 2.0,
         "host_bytes_per_second": host_rate(found),
     }

@@ -49,8 +49,8 @@ class Placement(Moves):
         layers, to take a model apart at its stack.
       tap: how a contraction is done whose weight's gradient is made later; see
         `parallel.apart`.
-      attend_with: the attention of one device.
-      attend_kernel: the same in its two passes, for a sequence that is divided.
+      attend_with: the attention of one device over whole rows.
+      attend_kernel: the same in its two passes, for parts of a row.
       attend_residual: `checkpoint_name` by which that keeps what it needs, if it does.
       loss_chunks: how many chunks of the vocabulary the loss is cut into, each made
         again in the backward pass; ``None`` decides.
@@ -137,10 +137,9 @@ class Placement(Moves):
         kv_heads = self.layout.spec("acts", "BSKH", name)[2]
         attend_with = self.attend_with
         if length and mask.ordered:
+            kernels = context.Kernels(attend_with, self.attend_kernel)
             kind = self.layout.mechanism("attend", "gather")
-            attend_with = functools.partial(
-                context.MECHANISMS[kind], self.attend_kernel, length
-            )
+            attend_with = context.spread(kind, kernels, length)
         else:  # keys of earlier positions: a cache is held whole
             length = ()
         with jax.named_scope(name):
@@ -156,6 +155,14 @@ class Placement(Moves):
                     (heads or None, kv_heads or None),
                 )
             return checkpoint_name(result, name)
+
+    @property
+    def residual(self) -> str:
+        """`checkpoint_name` by which attention keeps what it needs, if it does."""
+        if not self.layout.spec("acts", "BT")[1]:
+            return self.attend_residual
+        kind = self.layout.mechanism("attend", "gather")
+        return context.residual(kind, self.attend_residual)
 
     def experts(
         self,
@@ -209,7 +216,7 @@ class Placement(Moves):
             else:
                 block = stack.remat(
                     block,
-                    stack.with_residual(self.remat, self.attend_residual),
+                    stack.with_residual(self.remat, self.residual),
                     regather=self.mesh is not None and self.gathers(segment.params),
                 )
                 x_BTD, aux, left = run(block, segment, x_BTD, per_batch, segment_cache)
