@@ -22,6 +22,8 @@ from scaling_lab.plan.candidates import POLICIES, candidates, policy_of
 from scaling_lab.plan.question import Question, sequences, tokens
 from scaling_lab.sweep.run import check_legal
 
+NO_STAGES = tuple(axis for axis in AXES if axis != "stage")
+
 
 def question(family="llama", size="8b", target="tpu-v5p:4x4x4", **changes):
     shape = plan.of_config(models.size(family, size))
@@ -795,7 +797,7 @@ def test_unequal_stages_are_named():
 )
 def test_long_rows_go_to_the_kernel_that_takes_them(target, exchanged):
     """cuDNN's takes whole rows; a TPU's takes parts of them too, and moves less."""
-    asked = question(target=target, batch=8, length=131_072, axes=TRAINED)
+    asked = question(target=target, batch=8, length=131_072, axes=AXES)
     first = plan.plan(asked, top=1).choices[0]
     assert first.mesh["context"] > 1
     assert ("+ulysses" in first.layout) == exchanged
@@ -928,7 +930,9 @@ def test_policies_of_a_layout_get_lighter_and_stay_within_memory():
 def test_the_host_is_asked_where_memory_is_short_and_not_elsewhere():
     """All that does not fit on the device is offloaded before anything is done again;
     where all fits, nothing is. Gathered weights are kept where they fit."""
-    asked = question("llama", "70b", "h100:32x8", batch=512, length=4096, axes=TRAINED)
+    asked = question(
+        "llama", "70b", "h100:32x8", batch=512, length=4096, axes=NO_STAGES
+    )
     small = dataclasses.replace(asked, batch=256, length=2048)
     names = [name for name in plan.refine.KEPT if name != "attention/attend"]
     for each, host in ((asked, True), (small, False)):
@@ -943,7 +947,7 @@ def test_the_host_is_asked_where_memory_is_short_and_not_elsewhere():
         assert bool(away) == host
         if host:
             assert away == refined[:1] and all(name in away[0].remat for name in names)
-    eight = question("llama", "8b", "h100:8x8", batch=128, length=4096, axes=TRAINED)
+    eight = question("llama", "8b", "h100:8x8", batch=128, length=4096, axes=NO_STAGES)
     found = plan.plan(eight)
     choice = next(c for c in found.choices if set(c.mesh) == {"fsdp"})
     once = next(

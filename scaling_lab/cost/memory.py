@@ -87,7 +87,11 @@ def _stage(points: Points, last: bool) -> Memory:
         activation_bytes=kept * tokens * layers * flight * (1 - points.offload)
         + _passing(points, tokens),
         logits_bytes=logits + ends,
-        temporary_bytes=_temporary(points, weights, kept),
+        temporary_bytes=_temporary(points, weights, kept)
+        + pipelines.rearranged(points)
+        * weights.layers
+        / rests
+        * (points.param_bytes + points.grad_bytes),
     )
 
 

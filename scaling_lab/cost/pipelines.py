@@ -82,6 +82,21 @@ def reduced(p: Points, wires: Wires, held: Column) -> Column:
     return np.where((p.lockstep > 0) & (p.stage > 1), ours, once)
 
 
+def rearranged(p: Points) -> Column:
+    """1 where our layers rest by width, and a step brings them to their stages first.
+
+    So they do where a stage has several chunks, or stages differ in layers.
+    """
+    moved = (p.virtual_stages > 1) | (p.layers % p.stage != 0)
+    return 1.0 * ((p.lockstep > 0) & (p.stage > 1) & moved)
+
+
+def brought(p: Points, wires: Wires, held: Column) -> Column:
+    """Seconds in which so many parameters go to their stages, and gradients back."""
+    size = rearranged(p) * held * (p.param_bytes + p.grad_bytes)
+    return wires.ring("stage", p.stage, size)
+
+
 def gathers(p: Points) -> Column:
     """How often weights that rest divided are gathered for a microbatch."""
     return p.gathers + alternates(p)

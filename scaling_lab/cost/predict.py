@@ -190,7 +190,8 @@ def parts_of(p: Points, eff: Calibration) -> Parts:
             "expert": blocks * experts,
             "context": blocks * context,
             "fsdp": blocks * fsdp,
-            "stage": pipelines.handed_on(p, wires),
+            "stage": pipelines.handed_on(p, wires)
+            + pipelines.brought(p, wires, updated),
             "data": data,
             "host": blocks * host,
         },

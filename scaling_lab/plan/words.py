@@ -44,7 +44,7 @@ def layout_of(question: Question, found: Candidates, index: int) -> str:
     text = ",".join(named) or "data=1"
     if sequence(question, found.take(np.array([index])))[0]:
         text += "+sequence"
-    if table["ulysses"][index]:
+    if table["ulysses"][index] and sizes["context"] > 1:
         text += "+ulysses"
     zero = int(table["zero"][index])
     text += f"+zero{zero}" if zero in (1, 2) and sizes["data"] > 1 else ""
@@ -70,7 +70,7 @@ def trained(ranked: Ranked, index: int) -> bool:
     if table["host"][index] or not _staged(ranked, index):
         return False
     # Experts inside fsdp rest as the plan priced them; inside data they rest otherwise.
-    return table["fsdp"][index] % table["expert"][index] == 0
+    return int(table["fsdp"][index]) % int(table["expert"][index]) == 0
 
 
 def _staged(ranked: Ranked, index: int) -> bool:
