@@ -17,6 +17,7 @@ from scaling_lab.layouts import Layout, fit_kv_heads, fit_stages
 from scaling_lab.models.ops import RopeScaling
 from scaling_lab.names import one_of
 from scaling_lab.optimizers import OptimizerConfig
+from scaling_lab.parallel.sight import Sight
 from scaling_lab.parallel.verbs import Routing
 
 #: Of the hash; raised only when old configs would mean something else.
@@ -134,6 +135,8 @@ class RunConfig:
             model["rope_scaling"] = RopeScaling(**model["rope_scaling"])
         if isinstance(model.get("routing"), Mapping):
             model["routing"] = _build(Routing, model["routing"])
+        if isinstance(model.get("mask"), Mapping):
+            model["mask"] = Sight.from_json(model["mask"])
         fields: dict[str, Any] = {
             "model": _build(family.Config, model),
             "layout": Layout.from_json(data.pop("layout")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from scaling_lab import dims
+from scaling_lab import dims, models
 from scaling_lab.config.run import RunConfig
 from scaling_lab.layouts import (
     IllegalLayout,
@@ -55,6 +55,10 @@ def validate(config: RunConfig, devices: int | None = None) -> None:
             f"{config.family} {config.size}; use --length {longest} or less"
         )
     _check_widths(config.model)
+    sight = models.sight(config.model)
+    sight.check()
+    sight.check_length(config.length)
+    _check_choice(config)
     _check_experts(config)
     make(config.optimizer, config.steps)
     _check_stages(config)
@@ -140,6 +144,22 @@ def _check_experts(config: RunConfig) -> None:
         raise ValueError(
             "routing choice='expert' gives each expert a full queue, and +capacity "
             "would cut it again; leave +capacity out, or say choice='token'"
+        )
+
+
+def _check_choice(config: RunConfig) -> None:
+    if models.sight(config.model).top is None:
+        return
+    if config.layout.spec("acts", "BT")[1]:
+        raise IllegalLayout(
+            f"layout {config.layout.name!r}: blocks are chosen from all of a row, and "
+            "here devices hold parts of it; divide heads instead, as tensor=2, or say "
+            "--mask window=128"
+        )
+    if config.axis_type == "explicit":
+        raise IllegalLayout(
+            "blocks that a model chooses are gathered by the compiler's own placement, "
+            "which leaves explicit axes alone; use --axis-type auto"
         )
 
 

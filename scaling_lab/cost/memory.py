@@ -80,8 +80,11 @@ def _stage(points: Points, last: bool) -> Memory:
     head = last | (points.stage == 1)
     logits = np.where(head, _logits(points, tokens), 0.0)
     ends = np.where(head, 3, 1) * activations.input_bytes(points) * tokens
+    # ZeRO++'s second copy of the weights, in 16 bits, over the scale-up network alone.
+    node = np.minimum(points.scale_up, points.fsdp)
+    near = np.where(points.near_again > 0, 2 * weights.over(node), 0.0)
     return Memory(
-        parameter_bytes=weights.over(rests) * points.param_bytes,
+        parameter_bytes=weights.over(rests) * points.param_bytes + near,
         gradient_bytes=weights.over(reduced) * points.grad_bytes * _copies(points),
         optimizer_bytes=weights.over(state) * points.optimizer_bytes,
         activation_bytes=kept * tokens * layers * flight * (1 - points.offload)

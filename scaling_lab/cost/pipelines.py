@@ -13,7 +13,7 @@ import numpy as np
 
 from scaling_lab.cost.communication import Wires
 from scaling_lab.cost.points import Points
-from scaling_lab.cost.shapes import Column, alternates, is_schedule
+from scaling_lab.cost.shapes import Column, is_schedule
 
 
 def ticks(p: Points) -> Column:
@@ -78,7 +78,7 @@ def reduced(p: Points, wires: Wires, held: Column) -> Column:
     whole = np.where(p.zero_stage == 2, 2.0, 4.0)
     handed_back = np.where((p.zero_stage == 1) | (p.zero_stage == 2), 2.0, 0.0)
     payload = held * (whole * passes + handed_back)
-    ours = wires.ring("data", p.data, payload)
+    ours = wires.collective("data", p.data, payload)
     return np.where((p.lockstep > 0) & (p.stage > 1), ours, once)
 
 
@@ -94,9 +94,4 @@ def rearranged(p: Points) -> Column:
 def brought(p: Points, wires: Wires, held: Column) -> Column:
     """Seconds in which so many parameters go to their stages, and gradients back."""
     size = rearranged(p) * held * (p.param_bytes + p.grad_bytes)
-    return wires.ring("stage", p.stage, size)
-
-
-def gathers(p: Points) -> Column:
-    """How often weights that rest divided are gathered for a microbatch."""
-    return p.gathers + alternates(p)
+    return wires.collective("stage", p.stage, size)

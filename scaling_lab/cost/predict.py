@@ -164,10 +164,9 @@ def parts_of(p: Points, eff: Calibration) -> Parts:
     context = _context(p, s, wires.context(), scores)
     hidden = busy + tensor + experts + context
     held = held_by(p, s)
-    gathered = wires.fsdp(held / p.layers)
-    moved = pipelines.gathers(p) + p.grad_bytes / 2
-    traffic = gathered * np.where(p.zero_stage >= 3, moved, 0)
-    fsdp = _beside(hidden, traffic) - hidden
+    traffic = wires.fsdp(held / p.layers)
+    waited = eff.of("weights_exposed", p)
+    fsdp = _beside(hidden, (1 - waited) * traffic) - hidden + waited * traffic
     host = _host(p, s, hidden)
     layer = hidden + fsdp + host
     routed_launch = 1 + moe * (eff.of("routed_launch", p) - 1)

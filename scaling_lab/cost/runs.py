@@ -65,7 +65,8 @@ def _zero(layout: Layout) -> int:
         layout.spec(kind, "DF") for kind in ("params", "grads", "optimizer")
     )
     if state == rests:
-        return 3 if layout.mesh.get("fsdp", 1) > 1 else 0
+        divided = layout.mesh.get("fsdp", 1) * layout.mesh.get("expert", 1)
+        return 3 if divided > 1 else 0
     return 1 if reduced == rests else 2
 
 
@@ -83,6 +84,7 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
     peak, wide = peak_of(found, config.precision)
     return {
         **_model(config),
+        **_seen(config),
         **machine_columns(found, devices / found.devices_per_chip),
         **mesh,
         "seq_len": config.length,
@@ -124,6 +126,18 @@ def _model(config: RunConfig) -> dict[str, Any]:
         "tied": float(found["tied"]),
         "attention_params": np.nan if latent is None else latent,
     }
+
+
+def _seen(config: RunConfig) -> dict[str, Any]:
+    """What an average query of a limited layer sees, pair by pair from the ledger."""
+    share = sizes(config.model)["window_share"]
+    said = [entry for entry in record(config) if entry.verb == "attend"]
+    if not share or not said:
+        return {}
+    layers = sum(entry.times for entry in said if entry.name.endswith("/attend"))
+    seen = sum(entry.flops / (4 * entry.elements("BTNH")) for entry in said)
+    rest = (1 - share) * (config.length + 1) / 2
+    return {"window": max(1.0, (seen / layers - rest) / share)}
 
 
 def _again(config: RunConfig) -> float:

@@ -21,6 +21,7 @@ from scaling_lab.layouts.tables import Spec
 from scaling_lab.parallel import (
     apart,
     attention,
+    chosen,
     chunked,
     context,
     cross_entropy,
@@ -136,6 +137,8 @@ class Placement(Moves):
         batch, length, heads, _ = self.layout.spec("acts", "BTNH", name)
         kv_heads = self.layout.spec("acts", "BSKH", name)[2]
         attend_with = self.attend_with
+        if mask.picks_BKQC is not None:
+            attend_with = chosen.attend
         if length and mask.ordered:
             kernels = context.Kernels(attend_with, self.attend_kernel)
             kind = self.layout.mechanism("attend", "gather")
