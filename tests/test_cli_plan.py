@@ -29,6 +29,12 @@ def test_the_contract(call):
     assert "illegal: stage does not divide L=80" in out
 
 
+def test_a_file_that_is_not_there(call):
+    code, _, said = call("plan --model nosuch.json --target h100:8x8")
+    assert code == 2
+    assert "nosuch.json: no such file" in said
+
+
 def test_json_is_a_ranked_list(call, tmp_path):
     code, out, _ = call(*SMALL, "--json", "--top", "5")
     assert code == 0
