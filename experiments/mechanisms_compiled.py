@@ -43,6 +43,7 @@ MECHANISMS: dict[str, tuple[str, str, int, int]] = {
     "stages": ("llama", "stage=2,fsdp=4", 2, 4),
     "stages, interleaved": ("llama", "stage=2,fsdp=4+interleaved=2", 4, 4),
     "stages, alternating": ("llama", "stage=2,fsdp=4+1f1b", 2, 4),
+    "stages, zero bubble": ("llama", "stage=2,fsdp=4+zero_bubble", 2, 4),
 }
 SIZES = {"llama": "8b", "mixtral": "8x7b"}
 #: What is moved that nobody asked for, by (target, mechanism).
