@@ -23,7 +23,7 @@ LOADS = {"8k": (2, 4096), "2k": (1, 2048)}
 #: Policies of a tuned layout that the compiler is asked about: of FSDP, of HSDP.
 TUNED, TUNED_APART = 2, 1
 #: Of the planner's best layouts so many, and of the best of them so many more policies.
-LAYOUTS, POLICIES = 2, 4
+LAYOUTS, POLICIES = 3, 4
 #: Layers that are written out at most: of more the scheduler loses sight of memory.
 WRITTEN_OUT = 40
 NO_PIPELINE = ("data", "expert", "fsdp", "context", "tensor")
