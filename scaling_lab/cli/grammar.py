@@ -54,6 +54,13 @@ FLAGS: tuple[tuple[str, Any, Any, str], ...] = (
     ("loss_chunks", int | None, None, "Chunks of the vocabulary in the loss."),
     ("layers", int | None, None, "Layers, instead of the size's."),
     ("vocabulary", int | None, None, "Vocabulary, instead of the size's."),
+    (
+        "mask",
+        str | None,
+        None,
+        "What layers see of a document: causal, window=128, window=128,global=4 (every "
+        "fourth layer sees all), chunk=256, prefix=64 or blocks=MAP.json.",
+    ),
     ("tokenizer", str, "byte", "byte, bpe:8192, or a tokenizer.json."),
     ("held_out_fraction", float, 0.05, "Share of the text kept for evaluation."),
     ("evaluate_batches", int, 4, "Held-out batches of an evaluation."),

@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from scaling_lab.plan import Plan, words
-from scaling_lab.plan.candidates import TRAINED
 
 #: Of layouts that do not fit, so many are named.
 NAMED = 3
@@ -107,11 +106,10 @@ def _marks(choice: Any) -> str:
 
 def _beneath(found: Plan) -> Text:
     lines = ["\ntied: its interval overlaps the first's."]
-    axes = ",".join(TRAINED)
     if not all(choice.trained for choice in found.choices):
         lines.append(
-            "*: predicted only; runs are trained and compiled here over "
-            f"{axes} (--axes {axes} plans within them)."
+            "*: predicted only; no run is trained or compiled here with optimizer "
+            "state on the host, experts outside fsdp, or such stages of these layers."
         )
     for choice in found.unfit[:NAMED]:
         lines.append(f"does not fit: {choice.layout}: {choice.reason}")

@@ -17,6 +17,7 @@ from scaling_lab.layouts import Layout, fit_kv_heads, fit_stages
 from scaling_lab.models.ops import RopeScaling
 from scaling_lab.names import one_of
 from scaling_lab.optimizers import OptimizerConfig
+from scaling_lab.parallel.sight import Sight
 from scaling_lab.parallel.verbs import Routing
 
 #: Of the hash; raised only when old configs would mean something else.
@@ -103,9 +104,7 @@ class RunConfig:
     @functools.cached_property
     def abstract_params(self) -> dict[str, Any]:
         """Shapes and dtypes of the parameters; nothing is allocated."""
-        init = models.family_of(self.model).init
-        # The key too is traced: a concrete one would start JAX's devices.
-        return jax.eval_shape(lambda: init(self.model, jax.random.key(0)))
+        return dict(_abstract_params(self.model))
 
     @property
     def id(self) -> str:
@@ -136,6 +135,8 @@ class RunConfig:
             model["rope_scaling"] = RopeScaling(**model["rope_scaling"])
         if isinstance(model.get("routing"), Mapping):
             model["routing"] = _build(Routing, model["routing"])
+        if isinstance(model.get("mask"), Mapping):
+            model["mask"] = Sight.from_json(model["mask"])
         fields: dict[str, Any] = {
             "model": _build(family.Config, model),
             "layout": Layout.from_json(data.pop("layout")),
@@ -156,6 +157,13 @@ class RunConfig:
           ValueError: unknown chip or topology.
         """
         return parse_target(self.target)
+
+
+@functools.lru_cache(maxsize=32)
+def _abstract_params(model: Any) -> dict[str, Any]:
+    init = models.family_of(model).init
+    # The key too is traced: a concrete one would start JAX's devices.
+    return jax.eval_shape(lambda: init(model, jax.random.key(0)))
 
 
 def _non_default(value: Any) -> dict[str, Any]:

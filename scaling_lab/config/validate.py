@@ -5,9 +5,15 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from scaling_lab import dims
+from scaling_lab import dims, models
 from scaling_lab.config.run import RunConfig
-from scaling_lab.layouts import IllegalLayout, check, check_stages, stages_of
+from scaling_lab.layouts import (
+    IllegalLayout,
+    check,
+    check_stages,
+    check_turns,
+    stages_of,
+)
 from scaling_lab.names import one_of
 from scaling_lab.optimizers import make
 from scaling_lab.parallel import policies
@@ -49,6 +55,10 @@ def validate(config: RunConfig, devices: int | None = None) -> None:
             f"{config.family} {config.size}; use --length {longest} or less"
         )
     _check_widths(config.model)
+    sight = models.sight(config.model)
+    sight.check()
+    sight.check_length(config.length)
+    _check_choice(config)
     _check_experts(config)
     make(config.optimizer, config.steps)
     _check_stages(config)
@@ -121,6 +131,7 @@ def _check_stages(config: RunConfig) -> None:
             "explicit axes alone; use --axis-type auto"
         )
     check_stages(layout, config.model.L, config.batch, config.accumulate)
+    check_turns(layout, getattr(config.model, "depths", (config.model.L,)))
 
 
 def _check_experts(config: RunConfig) -> None:
@@ -128,17 +139,27 @@ def _check_experts(config: RunConfig) -> None:
     if routing is None:
         return
     routing.check(config.model.E)
-    if config.layout.mechanism("stack", "") == "1f1b":
-        raise IllegalLayout(
-            f"layout {config.layout.name!r}: layers with experts say their load beside "
-            "their result, and stages that alternate cannot carry it yet; leave +1f1b "
-            "out, or say +interleaved=2"
-        )
     bound = config.layout.mechanism("experts", "")
     if bound == "capacity" and routing.choice == "expert":
         raise ValueError(
             "routing choice='expert' gives each expert a full queue, and +capacity "
             "would cut it again; leave +capacity out, or say choice='token'"
+        )
+
+
+def _check_choice(config: RunConfig) -> None:
+    if models.sight(config.model).top is None:
+        return
+    if config.layout.spec("acts", "BT")[1]:
+        raise IllegalLayout(
+            f"layout {config.layout.name!r}: blocks are chosen from all of a row, and "
+            "here devices hold parts of it; divide heads instead, as tensor=2, or say "
+            "--mask window=128"
+        )
+    if config.axis_type == "explicit":
+        raise IllegalLayout(
+            "blocks that a model chooses are gathered by the compiler's own placement, "
+            "which leaves explicit axes alone; use --axis-type auto"
         )
 
 

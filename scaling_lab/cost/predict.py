@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from scaling_lab.cost import calibrations
+from scaling_lab.cost import calibrations, pipelines
 from scaling_lab.cost.communication import Wires
 from scaling_lab.cost.compute import Arithmetic
 from scaling_lab.cost.efficiencies import Calibration
@@ -16,7 +16,6 @@ from scaling_lab.cost.points import Points
 from scaling_lab.cost.shapes import (
     Column,
     Shapes,
-    is_schedule,
     model_flops,
     shapes_of,
 )
@@ -162,14 +161,12 @@ def parts_of(p: Points, eff: Calibration) -> Parts:
     tensor = tensor * np.where(p.overlap > 0, 0.4, 1.0)
     experts = moe * wires.experts() * forwards * eff.of("expert_exposed", p)
     busy = products + scores + memory
-    rotated = wires.context() * 3
-    context = _beside(scores, rotated) - scores + _CHUNKED * rotated
+    context = _context(p, s, wires.context(), scores)
     hidden = busy + tensor + experts + context
     held = held_by(p, s)
-    gathered = wires.fsdp(held / p.layers)
-    scattered = p.gathers + p.grad_bytes / 2
-    traffic = gathered * np.where(p.zero_stage >= 3, scattered, 0)
-    fsdp = _beside(hidden, traffic) - hidden
+    traffic = wires.fsdp(held / p.layers)
+    waited = eff.of("weights_exposed", p)
+    fsdp = _beside(hidden, (1 - waited) * traffic) - hidden + waited * traffic
     host = _host(p, s, hidden)
     layer = hidden + fsdp + host
     routed_launch = 1 + moe * (eff.of("routed_launch", p) - 1)
@@ -177,13 +174,11 @@ def parts_of(p: Points, eff: Calibration) -> Parts:
     launched = _beside(layer, launch) - layer
 
     total = p.layers * (layer + launched) + head
-    times, bubble = _pipeline(p, s, total, layer + launched, head)
+    times, apart = s.microbatches, block - moe * work.experts()
+    bubble = pipelines.waited(p, total, layer + launched, head, apart / 3)
     blocks = times * p.layers / p.stage
-    # With pieces to interleave, what is handed on travels beside another's work.
-    waited = np.where(p.virtual_stages > 1, 0.3, 1.0)
-    stages = wires.stages() * 2 * p.virtual_stages * times * waited
     updated = held / np.where(p.zero_stage >= 3, p.fsdp, 1)
-    data = wires.gradients(updated) * eff.of("data_exposed", p)
+    data = pipelines.reduced(p, wires, updated) * eff.of("data_exposed", p)
     owned = updated / np.where(p.zero_stage >= 1, p.data, 1)
     return Parts(
         products=blocks * products + times * head / p.stage,
@@ -194,7 +189,8 @@ def parts_of(p: Points, eff: Calibration) -> Parts:
             "expert": blocks * experts,
             "context": blocks * context,
             "fsdp": blocks * fsdp,
-            "stage": stages,
+            "stage": pipelines.handed_on(p, wires)
+            + pipelines.brought(p, wires, updated),
             "data": data,
             "host": blocks * host,
         },
@@ -203,6 +199,14 @@ def parts_of(p: Points, eff: Calibration) -> Parts:
         overhead=blocks * launched + eff.of("step", p),
         scale=1 + eff.of("scale", p) * np.log2(np.maximum(p.devices / 8, 1)),
     )
+
+
+def _context(p: Points, s: Shapes, moved: Column, scores: Column) -> Column:
+    """What one block waits for its keys, or for the exchange before and after it."""
+    rotated = 3 * moved
+    keys = _beside(scores, rotated) - scores + _CHUNKED * rotated
+    # Attention begins when all is there, and what is made again is exchanged again.
+    return np.where(p.ulysses > 0, (2 + (s.recompute > 0)) * moved, keys)
 
 
 def _host(p: Points, s: Shapes, busy: Column) -> Column:
@@ -222,20 +226,6 @@ def held_by(p: Points, s: Shapes) -> Column:
     """Parameters of one device's stage and tensor shard, before fsdp or ZeRO."""
     dense = (s.dense_params + s.embedding_params) / p.tensor
     return (dense + s.expert_params / p.expert) / p.stage
-
-
-def _pipeline(
-    p: Points, s: Shapes, total: Column, layer: Column, head: Column
-) -> tuple[Column, Column]:
-    """Microbatches, and the seconds that stages wait: uneven stages and the ramp."""
-    mean = total / p.stage
-    whole = np.ceil(p.layers / p.stage - 1e-9)
-    slowest = np.where(p.virtual_stages > 1, mean, whole * layer + head)
-    slowest = np.where(p.stage > 1, np.maximum(slowest, mean), mean)
-    ramp = (total - mean) / p.virtual_stages
-    ramp = np.where(is_schedule(p, "zero_bubble"), ramp / 3, ramp)
-    times = s.microbatches
-    return times, times * (slowest - mean) + np.where(p.stage > 1, ramp, 0.0)
 
 
 def _beside(first: Column, second: Column) -> Column:

@@ -14,7 +14,7 @@ from scaling_lab.cost.ledger import record
 from scaling_lab.cost.machines import host_rate, machine_columns, peak_of
 from scaling_lab.cost.points import PRECISIONS, REMATS, SCHEDULES, STACKS, Points
 from scaling_lab.hardware import Chip, chip
-from scaling_lab.layouts import Layout, alternates, virtual_of
+from scaling_lab.layouts import Layout, schedule_of, virtual_of
 from scaling_lab.models.shape import sizes
 from scaling_lab.parallel import policies
 
@@ -37,13 +37,26 @@ def points_of(configs: Sequence[RunConfig], local: Chip | None = None) -> Points
 def _point(config: RunConfig, local: Chip | None) -> Points:
     point = Points(**_columns(config, local))
     try:
-        # Stages that alternate keep each stage's input; layers' inputs are a bound.
-        policy = "full" if alternates(config.layout) else config.remat
-        kept = activations.kept_bytes(point, policy)
+        kept = activations.kept_bytes(point, config.remat)
     except ValueError:  # a policy that says what is dropped
         return point
-    away = 0.0 if policy == "none" else activations.offloaded_share(point, policy)
+    away = (
+        0.0
+        if config.remat == "none"
+        else activations.offloaded_share(point, config.remat)
+    )
     return point.replace(kept=kept / activations.whole_bytes(point), offload=away)
+
+
+def fused(chip: Chip, layout: Layout) -> bool:
+    """Whether attention never writes its scores to memory.
+
+    On a GPU the kernel is cuDNN's, which takes whole rows; parts of rows are attended
+    to in XLA's own operations.
+    """
+    whole = layout.mesh.get("context", 1) == 1
+    whole |= layout.mechanism("attend", "gather") == "ulysses"
+    return whole or chip.torus_dims > 0
 
 
 def _zero(layout: Layout) -> int:
@@ -52,7 +65,8 @@ def _zero(layout: Layout) -> int:
         layout.spec(kind, "DF") for kind in ("params", "grads", "optimizer")
     )
     if state == rests:
-        return 3 if layout.mesh.get("fsdp", 1) > 1 else 0
+        divided = layout.mesh.get("fsdp", 1) * layout.mesh.get("expert", 1)
+        return 3 if divided > 1 else 0
     return 1 if reduced == rests else 2
 
 
@@ -70,6 +84,7 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
     peak, wide = peak_of(found, config.precision)
     return {
         **_model(config),
+        **_seen(config),
         **machine_columns(found, devices / found.devices_per_chip),
         **mesh,
         "seq_len": config.length,
@@ -80,9 +95,10 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
         "stage": layout.mesh.get("stage", 1),
         "virtual_stages": virtual_of(layout),
         "context": layout.mesh.get("context", 1),
+        "ulysses": float(layout.mechanism("attend", "gather") == "ulysses"),
         "expert": expert if hasattr(config.model, "routing") else 1,
-        # Interleaved or not, every forward pass comes first, and all of them are held.
-        "schedule": SCHEDULES.index("1f1b" if alternates(config.layout) else "gpipe"),
+        "schedule": SCHEDULES.index(schedule_of(layout)),
+        "lockstep": 1.0,
         "overlap": 0,
         "precision": PRECISIONS.index(config.precision),
         "flops_per_second": peak / found.devices_per_chip,
@@ -92,10 +108,10 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
         "grad_bytes": 4.0,
         "optimizer_bytes": STATE_BYTES[config.optimizer.name],
         "remat": REMATS.index(kinds.get(kind, "selective")),
-        "recompute": _again(config) + alternates(config.layout),
+        "recompute": _again(config),
         "kept": 1.0 if kind == "none" else 1.0 - 0.9 * _again(config),
         "offload": 0.0,
-        "flash": float(found.name != "cpu"),
+        "flash": float(found.name != "cpu" and fused(found, layout)),
         "gathers": 1.0 if layout.gather == "step" else 2.0,
         "host_bytes_per_second": host_rate(found),
     }
@@ -110,6 +126,18 @@ def _model(config: RunConfig) -> dict[str, Any]:
         "tied": float(found["tied"]),
         "attention_params": np.nan if latent is None else latent,
     }
+
+
+def _seen(config: RunConfig) -> dict[str, Any]:
+    """What an average query of a limited layer sees, pair by pair from the ledger."""
+    share = sizes(config.model)["window_share"]
+    said = [entry for entry in record(config) if entry.verb == "attend"]
+    if not share or not said:
+        return {}
+    layers = sum(entry.times for entry in said if entry.name.endswith("/attend"))
+    seen = sum(entry.flops / (4 * entry.elements("BTNH")) for entry in said)
+    rest = (1 - share) * (config.length + 1) / 2
+    return {"window": max(1.0, (seen / layers - rest) / share)}
 
 
 def _again(config: RunConfig) -> float:

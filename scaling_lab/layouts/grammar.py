@@ -38,11 +38,13 @@ MODIFIERS: dict[str, str] = {
     "zero2": "gradients and optimizer state divided over data (and context)",
     "gather_once": "gathered weights kept for the backward pass",
     "ring": "keys and values go round context, instead of being gathered",
+    "ulysses": "over context positions are exchanged for heads while attention runs",
     "all_to_all": "rows go to the devices of their experts, which is what expert does",
     "ring_of_experts": "tokens are gathered over expert before they are copied",
     "capacity": "experts have as many places each; tokens that find none are dropped",
     "interleaved": "chunks of layers on one stage, as interleaved=2, instead of one",
     "1f1b": "stages go forward and backward in turn: few microbatches held, not all",
+    "zero_bubble": "as 1f1b, and gradients of weights are made where stages would wait",
 }
 
 #: Words that take a number of at least 2, as `interleaved=2`.
@@ -51,11 +53,13 @@ COUNTED = ("interleaved",)
 #: What a word binds: (axis it needs, or none; verb; mechanism).
 MECHANISMS: dict[str, tuple[str, str, str]] = {
     "ring": ("context", "attend", "ring"),
+    "ulysses": ("context", "attend", "ulysses"),
     "all_to_all": ("expert", "experts", "all_to_all"),
     "ring_of_experts": ("expert", "experts", "ring_of_experts"),
     "capacity": ("", "experts", "capacity"),
     "interleaved": ("stage", "stack", "interleaved"),
     "1f1b": ("stage", "stack", "1f1b"),
+    "zero_bubble": ("stage", "stack", "zero_bubble"),
 }
 
 

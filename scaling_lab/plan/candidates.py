@@ -20,8 +20,6 @@ from scaling_lab.plan.question import Question
 
 #: Axes whose sizes multiply to the devices; ``expert`` is a subgroup of them.
 MULTIPLIED = tuple(axis for axis in AXES if axis != "expert")
-#: Axes that runs are trained and compiled with here today.
-TRAINED = ("data", "expert", "fsdp", "context", "tensor")
 
 _QKV = "attention/query,attention/key,attention/value,attention/attend"
 #: What the backward pass keeps, least first; verbs as `explain` lists them.
@@ -45,8 +43,9 @@ class Candidates:
     """What can be, and how much cannot.
 
     Attributes:
-      table: columns ``data fsdp tensor context stage expert zero sequences schedule
-        pieces policy host``; ``schedule`` and ``policy`` are codes, ``host`` is 1
+      table: columns ``data fsdp tensor context stage expert ulysses zero sequences
+        schedule pieces policy host``; ``schedule`` and ``policy`` are codes,
+        ``ulysses`` is 1 where attention exchanges positions for heads, and ``host``
         where optimizer state rests in the host's memory.
       refused: law -> how many meshes it ruled out (a mesh counts once).
     """
@@ -72,6 +71,8 @@ def candidates(question: Question) -> Candidates:
     refused: Counter[str] = Counter()
     table = _meshes(question)
     table = _lawful(table, law.of_meshes(question, table), refused)
+    table = _crossed(table, ulysses=(0, 1))
+    table = _lawful(table, law.of_attention(question, table))
     table = _crossed(table, zero=(0, 1, 2, 3))
     table = _lawful(table, law.of_state(question, table))
     table = _crossed(table, sequences=_sequences(question))

@@ -198,6 +198,7 @@ def _rests(place: Placement, kind: str, letters: str, name: str = "") -> Any:
 
 
 def _evaluate(config: RunConfig, place: Placement, params: Any, batch: Metrics):
+    batch = models.sight(config.model).counted(batch)
     token = token_loss(config, place, params, batch)
     return {
         "nats": jnp.sum(token.nll_BT),

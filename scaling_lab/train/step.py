@@ -49,6 +49,7 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: Metrics):
+        batch = models.sight(config.model).counted(batch)
         gradients, metrics = _gradients(config, place, state.params, batch)
         norms = optimizers.square_norms(optimizers.weights(gradients))
         norm = jnp.sqrt(sum(norms.values()))
@@ -69,6 +70,7 @@ def token_loss(
     config: RunConfig, place: Placement, params: Any, batch: Metrics
 ) -> TokenLoss:
     """The loss of every token of a batch."""
+    batch = models.sight(config.model).counted(batch)
     family = models.family_of(config.model)
     output = family.hidden(config.model, params, batch, place)
     head_DV = family.head(config.model, params)
@@ -117,7 +119,8 @@ def _loss(
         auxes += then.aux
     experts = routed(auxes)
     if experts:  # of every microbatch alike, however many targets it has
-        together = stages_of(place.layout) > 1  # a pipeline says their mean
+        # A pipeline says their mean, unless its stages alternate.
+        together = stages_of(place.layout) > 1 and not alternates(place.layout)
         parts = 1 if together else config.accumulate
         own = {key: value / parts for key, value in experts.items()}
         loss = loss + own["loss"]
