@@ -942,7 +942,7 @@ def test_the_host_is_asked_where_memory_is_short_and_its_link_fast():
         (dataclasses.replace(asked, target=near), True),
         (dataclasses.replace(small, target=near), False),
     ):
-        found = plan.plan(each)
+        found = plan.plan(each, top=10_000)
         choice = next(c for c in found.choices if set(c.mesh) == {"fsdp"})
         refined = [
             one
@@ -954,7 +954,7 @@ def test_the_host_is_asked_where_memory_is_short_and_its_link_fast():
         if host:
             assert away == refined[:1] and all(name in away[0].remat for name in names)
     eight = question("llama", "8b", "h100:8x8", batch=128, length=4096, axes=NO_STAGES)
-    found = plan.plan(eight)
+    found = plan.plan(eight, top=10_000)
     choice = next(c for c in found.choices if set(c.mesh) == {"fsdp"})
     once = next(
         one for one in plan.refine.policies(found, choice) if one.gather == "step"
