@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from scaling_lab.plan import Choice, Plan, words
-from scaling_lab.plan.candidates import TRAINED
 
 #: Of layouts that do not fit, so many are named.
 NAMED = 3
@@ -135,11 +134,10 @@ def _beneath(found: Plan) -> Text:
     lines = ["\ntied: its interval overlaps the first's."]
     if any(choice.confirmed for choice in found.choices):
         lines.append("confirmed: it fits, to the compiler, and takes so long.")
-    axes = ",".join(TRAINED)
     if not all(choice.trained for choice in found.choices):
         lines.append(
-            "*: predicted only; runs are trained and compiled here over "
-            f"{axes} (--axes {axes} plans within them)."
+            "*: predicted only; no run is trained or compiled here with optimizer "
+            "state on the host, experts outside fsdp, or such stages of these layers."
         )
     lines += disagreements(found.choices)
     for choice in found.unfit[:NAMED]:

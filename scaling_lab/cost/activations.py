@@ -98,6 +98,24 @@ def made_bytes(points: Points) -> Array:
     return np.where(is_stack(points, "xla"), ours, others) + score_bytes(points)
 
 
+def apart_bytes(points: Points) -> Array:
+    """Bytes of one token that gradients of a block's weights are made of.
+
+    Of each product what it is of, once where several share it, and the gradient of
+    its result. Experts' weights have their gradients at once.
+    """
+    products = ("query", "key", "value", "out", "gate", "up", "down")
+    rooms = ("attention",) * 4 + ("ffn",) * 3
+    results = [f"{room}/{word}" for room, word in zip(rooms, products, strict=True)]
+    taken = ("attention/attention_norm", "attention/attend", "ffn/ffn_norm", "ffn/up")
+    dense = 1 - sparse_layers(points) / np.maximum(points.layers, 1)
+    total = np.zeros(len(points))
+    for name in (*results, *taken):
+        share = dense if name.startswith("ffn/") else 1.0
+        total = total + share * verb_bytes(points, name)
+    return total
+
+
 def score_bytes(points: Points) -> Array:
     """Bytes of attention's scores for one token: ``5as²b`` of equation 1, per token.
 

@@ -131,3 +131,8 @@ def handed_on(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Impli
 def times(config: RunConfig, layout: Layout, layers: bool) -> float:
     """How often a step does what is said of a microbatch, on one device."""
     return passes(layout, config.accumulate) if layers else config.accumulate
+
+
+def times_later(config: RunConfig, layout: Layout) -> float:
+    """The same of a gradient that stages make when all have one to make."""
+    return config.accumulate / stages_of(layout)

@@ -89,6 +89,9 @@ class Points:
         it brings every device all keys.
       scores_again: share of attention's scores done again in the backward pass; NaN
         where it follows from ``remat`` and ``recompute``.
+      lockstep: 1 where all stages of a pipeline do the same kind of task in every tick,
+        as ours do; they make layers' results again where they alternate, which
+        ``recompute`` does not count.
       gathered_bytes: bytes of one parameter on the wires when ``fsdp`` gathers it.
       reduced_bytes: bytes of one gradient on the wires when ``fsdp`` reduces it; NaN
         where it is ``grad_bytes``.
@@ -156,6 +159,7 @@ class Points:
     network_bytes_per_second: Any
     ulysses: Any = 0.0
     scores_again: Any = np.nan
+    lockstep: Any = 0.0
     gathered_bytes: Any = 2.0
     reduced_bytes: Any = np.nan
     near_again: Any = 0.0

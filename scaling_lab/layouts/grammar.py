@@ -44,6 +44,7 @@ MODIFIERS: dict[str, str] = {
     "capacity": "experts have as many places each; tokens that find none are dropped",
     "interleaved": "chunks of layers on one stage, as interleaved=2, instead of one",
     "1f1b": "stages go forward and backward in turn: few microbatches held, not all",
+    "zero_bubble": "as 1f1b, and gradients of weights are made where stages would wait",
 }
 
 #: Words that take a number of at least 2, as `interleaved=2`.
@@ -58,6 +59,7 @@ MECHANISMS: dict[str, tuple[str, str, str]] = {
     "capacity": ("", "experts", "capacity"),
     "interleaved": ("stage", "stack", "interleaved"),
     "1f1b": ("stage", "stack", "1f1b"),
+    "zero_bubble": ("stage", "stack", "zero_bubble"),
 }
 
 
