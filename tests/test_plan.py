@@ -350,6 +350,24 @@ def compiler(verdicts):
     return compile_run, asked
 
 
+def test_where_the_compiler_disagrees_is_said():
+    from scaling_lab.cli.plan_table import disagreements
+
+    best = plan.plan(question(), top=1).choices[0]
+    within = {"step_seconds": best.step_seconds}
+    column = {
+        "step_seconds": 3 * best.step_seconds_high,
+        "exposed_seconds": 2.0,
+        "by_verb": {"head": {"seconds": 1.0}, "ffn/experts": {"seconds": 9.0}},
+    }
+    heard = [
+        dataclasses.replace(best, compiled=said) for said in (None, within, column)
+    ]
+    (line,) = disagreements(heard)
+    assert line.startswith(best.layout) and "outside its interval" in line
+    assert "most is ffn/experts, 9.00 s" in line and "2.00 s wait for wires" in line
+
+
 def test_the_best_are_confirmed():
     compile_run, asked = compiler([2**30, 2**31])
     found = plan.confirm(plan.plan(question(axes=AXES)), 2, compile_run)
