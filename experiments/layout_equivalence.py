@@ -48,7 +48,7 @@ LAYOUTS = [
     ("stage=2,fsdp=2,context=2+ring", "full", 4),
     ("stage=2,fsdp=4+interleaved=2", "full", 4),
 ]
-#: Where layers of one kind come last.
+#: Where most layers are of one kind.
 ALTERNATING = [
     ("stage=2,fsdp=4+1f1b", "full", 4),
     ("stage=2,fsdp=4+zero_bubble", "full", 4),
