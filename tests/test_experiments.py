@@ -136,6 +136,12 @@ def test_overhead_is_measured():
     assert 0 < load("lab_overhead").seconds_per_step(3) < 10
 
 
+def test_refits_side_by_side_are_the_minima_of_each_alone():
+    found = load("bootstrap_fits").answer(refits=20, alone=4)
+    assert found["at_rest"] == 1 and abs(found["highest_gap"]) < 1e-4
+    assert found["lowest_gap"] > -1e-6
+
+
 def test_a_sweep_module_takes_dry_run():
     done = subprocess.run(
         [sys.executable, "-m", "experiments.weak_scaling", "--dry-run"],
