@@ -76,7 +76,7 @@ def test_compiled_steps_of_public_tpu_runs_take_as_long_as_they_did():
 
 
 def test_stages_do_what_is_counted_and_zero_bubble_less():
-    """Of twelve compiled pipelines five give the costs of tasks, and the rest follow."""
+    """Five of twelve compiled pipelines give the costs of tasks; the rest follow."""
     table = load("pipeline_schedules")
     rows = table.small(record.latest(record.read(table.RESULTS)))
     assert len(rows) == 12
