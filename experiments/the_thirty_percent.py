@@ -199,7 +199,7 @@ def text(found: dict[str, dict[str, Any]]) -> str:
 
 
 def _down(ratio: float) -> float:
-    """A ratio cut after its second digit: what is below a bar does not read as on it."""
+    """A ratio cut after two digits: what is below a bar does not read as on it."""
     return math.floor(ratio * 100 + 1e-9) / 100
 
 
