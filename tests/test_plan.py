@@ -350,6 +350,24 @@ def compiler(verdicts):
     return compile_run, asked
 
 
+def test_where_the_compiler_disagrees_is_said():
+    from scaling_lab.cli.plan_table import disagreements
+
+    best = plan.plan(question(), top=1).choices[0]
+    within = {"step_seconds": best.step_seconds}
+    column = {
+        "step_seconds": 3 * best.step_seconds_high,
+        "exposed_seconds": 2.0,
+        "by_verb": {"head": {"seconds": 1.0}, "ffn/experts": {"seconds": 9.0}},
+    }
+    heard = [
+        dataclasses.replace(best, compiled=said) for said in (None, within, column)
+    ]
+    (line,) = disagreements(heard)
+    assert line.startswith(best.layout) and "outside its interval" in line
+    assert "most is ffn/experts, 9.00 s" in line and "2.00 s wait for wires" in line
+
+
 def test_the_best_are_confirmed():
     compile_run, asked = compiler([2**30, 2**31])
     found = plan.confirm(plan.plan(question(axes=AXES)), 2, compile_run)
@@ -915,7 +933,7 @@ def test_policies_of_a_layout_get_lighter_and_stay_within_memory():
         way = "offload" if "offload" in each.remat else each.remat.partition(":")[0]
         way = "whole" if way in ("none", "full") else way
         kinds.setdefault((each.microbatches, each.gather, way), []).append(each)
-    assert (1, "layer", "offload") in kinds and (2, "layer", "save") in kinds
+    assert (1, "layer", "save") in kinds and (2, "layer", "save") in kinds
     for own in kinds.values():
         sizes = [each.hbm_bytes for each in own]
         assert sizes[0] <= asked.limit_bytes and len(own) <= 3
@@ -927,16 +945,22 @@ def test_policies_of_a_layout_get_lighter_and_stay_within_memory():
         assert held == pytest.approx(sizes[0], rel=1e-6)
 
 
-def test_the_host_is_asked_where_memory_is_short_and_not_elsewhere():
-    """All that does not fit on the device is offloaded before anything is done again;
-    where all fits, nothing is. Gathered weights are kept where they fit."""
+def test_the_host_is_asked_where_memory_is_short_and_its_link_fast():
+    """Then all that does not fit is offloaded before anything is done again. Gathered
+    weights are kept where they fit."""
     asked = question(
         "llama", "70b", "h100:32x8", batch=512, length=4096, axes=NO_STAGES
     )
     small = dataclasses.replace(asked, batch=256, length=2048)
+    chip = dataclasses.replace(asked.target.chip, host_bytes_per_second=4.5e11)
+    near = dataclasses.replace(asked.target, chip=chip)
     names = [name for name in plan.refine.KEPT if name != "attention/attend"]
-    for each, host in ((asked, True), (small, False)):
-        found = plan.plan(each)
+    for each, host in (
+        (asked, False),
+        (dataclasses.replace(asked, target=near), True),
+        (dataclasses.replace(small, target=near), False),
+    ):
+        found = plan.plan(each, top=10_000)
         choice = next(c for c in found.choices if set(c.mesh) == {"fsdp"})
         refined = [
             one
@@ -948,7 +972,7 @@ def test_the_host_is_asked_where_memory_is_short_and_not_elsewhere():
         if host:
             assert away == refined[:1] and all(name in away[0].remat for name in names)
     eight = question("llama", "8b", "h100:8x8", batch=128, length=4096, axes=NO_STAGES)
-    found = plan.plan(eight)
+    found = plan.plan(eight, top=10_000)
     choice = next(c for c in found.choices if set(c.mesh) == {"fsdp"})
     once = next(
         one for one in plan.refine.policies(found, choice) if one.gather == "step"

@@ -210,12 +210,16 @@ def _context(p: Points, s: Shapes, moved: Column, scores: Column) -> Column:
 
 
 def _host(p: Points, s: Shapes, busy: Column) -> Column:
-    """What a block waits for the host's memory: going forward results leave, in a
-    third of its time, and going backward they come back."""
+    """What a block waits for the host's memory.
+
+    Going forward results leave behind what is computed, in a third of a block's time.
+    Going backward nothing hides them: XLA begins to read in the turn of the loop that
+    needs them (70B on 256 H100s, compiled: 14 ms a layer, all of it waited for).
+    """
     moved = kept_per_token(p) * p.offload * tokens_in_use(p)
     moved = moved / (p.host_bytes_per_second * _HOST)
-    passes = (busy / (3 + s.recompute), busy * (1 - 1 / (3 + s.recompute)))
-    return sum((_beside(each, moved) - each for each in passes), np.zeros(len(p)))
+    forward = busy / (3 + s.recompute)
+    return _beside(forward, moved) - forward + moved
 
 
 def held_by(p: Points, s: Shapes) -> Column:

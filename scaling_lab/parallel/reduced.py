@@ -70,7 +70,11 @@ contract.defvjp(_forward, _backward)
 
 
 def _reduced(equation: str, reduction: Reduction, x: Array, gradient: Array) -> Array:
-    """Each device's own sequences, then one sum over the devices that hold others."""
+    """Each device's own sequences, then one sum over the devices that hold others.
+
+    A dim that the sum divides comes first: a GPU divides nothing else, and would turn
+    the whole gradient over. What is turned over here is the device's own part.
+    """
     (left, output), weight = equations.parse(equation)
     over = {axis for axes in reduction.sequences for axis in axes}
     scattered = [
@@ -78,12 +82,20 @@ def _reduced(equation: str, reduction: Reduction, x: Array, gradient: Array) -> 
     ]
     summed = tuple(over - {axis for axes in scattered for axis in axes})
 
+    order = sorted(range(len(weight)), key=lambda dim: not scattered[dim])
+    turned = "".join(weight[dim] for dim in order)
+    back = [order.index(dim) for dim in range(len(weight))]
+
     def local(x: Array, gradient: Array) -> Array:
-        own = equations.contract(equation, (x, gradient))
-        for dim, axes in enumerate(scattered):
-            if axes:
+        if turned[0] in left:
+            own = equations.contract(f"{left},{output}->{turned}", (x, gradient))
+        else:
+            own = equations.contract(f"{output},{left}->{turned}", (gradient, x))
+        for dim, place in enumerate(order):
+            if axes := scattered[place]:
                 own = jax.lax.psum_scatter(own, axes, scatter_dimension=dim, tiled=True)
-        return jax.lax.psum(own, summed) if summed else own
+        own = jax.lax.psum(own, summed) if summed else own
+        return jax.lax.transpose(own, back)
 
     place = dict(zip("BT", reduction.sequences, strict=True))
     place |= dict(zip(weight, reduction.used, strict=True))
