@@ -387,16 +387,52 @@ def test_the_commands_flags_are_the_options():
     assert {field.name: field.default for field in flags} == options
 
 
-def test_a_folder_of_records_is_a_table(tmp_path):
-    table = made(16, noise=0.0005)
+def records_of(table, folder):
+    """The same runs as records, and one that failed."""
     for place, row in enumerate(table.itertuples()):
         asked = {"params": round(row.params), "steps": 1, "seed": 0}
         asked["tokens_per_step"] = round(row.tokens)
         held = {"steps": [1], "bits_per_byte": [row.loss], "final": row.loss}
-        measured = {"loss": {"final": 9.0}, "held_out": held}
-        run_ = RunRecord(str(place), "e", "ok", asked, measured=measured)
-        append(tmp_path, run_)
-    append(tmp_path, RunRecord("x", "e", "oom", {"params": 1}, reason="too large"))
+        each = {"6N": 6.0 * asked["params"], "palm": 7.0 * asked["params"]}
+        measured = {"loss": {"final": 9.0}, "held_out": held, "flops_per_token": each}
+        append(folder, RunRecord(str(place), "e", "ok", asked, measured=measured))
+    append(folder, RunRecord("x", "e", "oom", {"params": 1}, reason="too large"))
+
+
+def test_a_folder_of_records_is_a_table(tmp_path):
+    records_of(made(16, noise=0.0005), tmp_path)
     found = lab.fit(tmp_path, bootstrap=0)
     assert len(found.points) == 16 and "held-out" in found.points.convention["y"]
+    assert found.points.convention["c"] == "6 N D"
     assert found.predict(n=1e9, d=2e10)[0] == pytest.approx(2.49, abs=0.1)
+    counted = lab.fit(tmp_path, c_column="flops_palm", bootstrap=0)
+    ratio = counted.points.columns["c"] / found.points.columns["c"]
+    assert ratio == pytest.approx(7 / 6)
+
+
+def test_a_study_of_records_to_its_figure(call, tmp_path):
+    records_of(made(48, noise=0.0005), tmp_path / "runs/iso")
+    words = "fit runs/iso --law isoflop --json fit.json --figure isoflop.svg"
+    code, _, err = call(words + " --bootstrap 40")
+    assert code == 0, err
+    data = json.loads((tmp_path / "fit.json").read_text())
+    exact = laws.law("chinchilla").path(TRUE)
+    assert data["a"] == pytest.approx(exact.a, abs=0.02) and data["n_points"] == 48
+    assert len(data["optima"]) == 8 and all(each["inside"] for each in data["optima"])
+    assert "IsoFLOP" in (tmp_path / "isoflop.svg").read_text()
+
+
+def test_a_batch_in_sequences_is_scaled_to_tokens():
+    d = np.geomspace(1e9, 1e12, 12)
+    table = pd.DataFrame({"D": d, "bs": 0.58 * d**0.571 / 2048})
+    found = lab.fit(table, law="batch_size", scale={"batch": 2048}, bootstrap=0)
+    assert found.parameters["k"] == pytest.approx(0.58, rel=1e-6)
+    assert found.parameters["b"] == pytest.approx(0.571, rel=1e-6)
+
+
+def test_rates_and_words_are_not_taken_for_counts():
+    table = made().rename(columns={"flops": "budget"})
+    table = table.assign(tokens_per_second=1.0, data="c4", size="small")
+    found = lab.fit(table, bootstrap=0)
+    assert found.points.convention["d"] == "column 'tokens'"
+    assert found.points.convention["c"] == "column 'budget'"

@@ -14,7 +14,7 @@ NAMES = {
     "model_size model_params params_active_precise active_params total_params "
     "parameter_count params_total size",
     "d": "d tokens training_tokens train_tokens n_tokens num_tokens ntokens t "
-    "tokens_seen total_tokens token_count data_tokens dataset_size data training_data",
+    "tokens_seen total_tokens token_count data_tokens dataset_size training_data",
     "c": "c flops flop compute training_flop training_flops train_flops total_flops "
     "budget compute_budget flops_budget c_flops",
     "loss": "loss final_loss val_loss validation_loss eval_loss test_loss smooth_loss "
@@ -71,13 +71,19 @@ def guess(role: str, columns: Sequence[str]) -> str | None:
         if role in ("judged", "y")
         else {role, *NAMES[role].split()[1:4]} - {"n"}
     )
-    near = [name for name in columns if words & set(plain(name).split("_"))]
+    near = [name for name in columns if _speaks_of(name, words)]
     if len(near) > 1:
         raise ValueError(
             f"which column is the {ROLES.get(role, role)}? {', '.join(near)} could be; "
             f"say {flag(role)}"
         )
     return near[0] if near else None
+
+
+def _speaks_of(name: str, words: set[str]) -> bool:
+    """Whether a name has one of some words; a rate (tokens per second) is no count."""
+    said = set(plain(name).split("_"))
+    return bool(words & said) and "per" not in said
 
 
 def flag(role: str) -> str:

@@ -19,6 +19,7 @@ from scaling_lab.studies.rows import frame
 
 #: Each row's place in the table it came from; no column of a file is called so.
 ROW = "\0row"
+PER_TOKEN = "flops_per_token_"
 HELD_OUT = "held_out_bits_per_byte"
 _TEXT = re.compile(r"\s*([-+]?[\d.,]*\d(?:[eE][-+]?\d+)?)\s*([kKmMbBgGtT]?)\s*")
 _SUFFIX = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
@@ -86,6 +87,8 @@ def _records(path: Path) -> pd.DataFrame:
     if found.empty:
         raise ValueError(f"no run in {path} ended well: nothing to fit")
     found["tokens"] = found["steps"] * found["tokens_per_step"]
+    for name in [str(each) for each in found if str(each).startswith(PER_TOKEN)]:
+        found["flops_" + name.removeprefix(PER_TOKEN)] = found[name] * found["tokens"]
     if column_of(found, HELD_OUT).notna().all():
         # The loss of the last training batch is another, noisier one.
         del found["loss"]
@@ -115,6 +118,14 @@ def _number(cell: Any) -> float:
     if match is None:
         return np.nan
     return float(match[1].replace(",", "")) * _SUFFIX.get(match[2].lower(), 1.0)
+
+
+def holds_numbers(table: pd.DataFrame, name: str) -> bool:
+    """Whether a column could be counted with."""
+    try:
+        return bool(np.isfinite(numeric(column_of(table, name), name)).any())
+    except ValueError:
+        return False
 
 
 def filtered(table: pd.DataFrame, text: str) -> pd.DataFrame:

@@ -10,7 +10,14 @@ import pandas as pd
 
 from scaling_lab.studies.fitting.columns import guess, missing, unit_in
 from scaling_lab.studies.fitting.options import Options, pairs_of
-from scaling_lab.studies.fitting.reading import HELD_OUT, ROW, filtered, numeric, read
+from scaling_lab.studies.fitting.reading import (
+    HELD_OUT,
+    ROW,
+    filtered,
+    holds_numbers,
+    numeric,
+    read,
+)
 from scaling_lab.studies.law import ROLES, Array, Law
 from scaling_lab.studies.plain import column_of
 
@@ -60,8 +67,10 @@ def points_of(data: Any, law: Law, options: Options) -> Points:
     table = table.assign(**{ROW: np.arange(len(table))})
     for text in options.where:
         table = filtered(table, text)
-    chosen = _choose(table, law, options, notes)
+    chosen = _choose(table, law, options, notes, ours)
     scale = options.numbers("scale")
+    if law.response in scale:
+        scale["y"] = scale.pop(law.response)
     for role in scale:
         if role not in chosen:
             raise ValueError(
@@ -96,9 +105,13 @@ def points_of(data: Any, law: Law, options: Options) -> Points:
 
 
 def _choose(
-    table: pd.DataFrame, law: Law, options: Options, notes: list[str]
+    table: pd.DataFrame, law: Law, options: Options, notes: list[str], ours: bool
 ) -> dict[str, str]:
-    """The column of every role that the law needs or could use; ``y``: predicted."""
+    """The column of every role that the law needs or could use; ``y``: predicted.
+
+    Of our own records compute is 6 N D unless a column is named: what they hold is
+    FLOPs of one token, by several conventions.
+    """
     there = [str(name) for name in table.columns if name != ROW]
     asked = _asked(law, options)
     wanted = {"y", *law.needs, *asked} - {"ratio"}
@@ -114,7 +127,10 @@ def _choose(
                 raise missing(called, there, asked[role])
             chosen[role] = asked[role]
             continue
-        left = [x for x in there if x not in {*chosen.values(), *asked.values()}]
+        if ours and role == "c":
+            continue
+        taken = {*chosen.values(), *asked.values()}
+        left = [x for x in there if x not in taken and holds_numbers(table, x)]
         name = guess(called, left)
         if name is not None:
             chosen[role] = name
