@@ -17,6 +17,7 @@ from scaling_lab.layouts import Layout, fit_kv_heads, fit_stages
 from scaling_lab.models.ops import RopeScaling
 from scaling_lab.names import one_of
 from scaling_lab.optimizers import OptimizerConfig
+from scaling_lab.parallel.low_precision import RECIPES
 from scaling_lab.parallel.verbs import Routing
 
 #: Of the hash; raised only when old configs would mean something else.
@@ -35,6 +36,8 @@ class RunConfig:
       steps: optimizer steps. seed: of parameters and of the data's order.
       remat: ``none``, ``full``, ``save:VERB,…`` or ``recompute:VERB,…``.
       precision: dtype of arithmetic; parameters and optimizer state are float32.
+        ``int8`` and ``float8`` (``fp8``) multiply weights in 8 bits, see
+        `parallel.low_precision`; the rest is bfloat16.
       accumulate: microbatches per step, one after another.
       stack: layers scanned, unrolled, or whichever suits the backend.
       axis_type: of the mesh; ``explicit`` is JAX's sharding in types.
@@ -64,6 +67,15 @@ class RunConfig:
     evaluate_batches: int = 4
     xla_flags: str = ""
     size: str = ""
+
+    def __post_init__(self) -> None:
+        if self.precision == "fp8":
+            object.__setattr__(self, "precision", "float8")
+
+    @property
+    def arithmetic(self) -> str:
+        """The dtype of all that is not multiplied in 8 bits."""
+        return "bfloat16" if self.precision in RECIPES else self.precision
 
     @property
     def family(self) -> str:

@@ -9,8 +9,9 @@ from scaling_lab.config.run import RunConfig
 from scaling_lab.layouts import IllegalLayout, check, check_stages, stages_of
 from scaling_lab.names import one_of
 from scaling_lab.optimizers import make
+from scaling_lab.parallel.low_precision import RECIPES
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", *RECIPES)
 STACKS = ("auto", "scan", "unroll")
 AXIS_TYPES = ("auto", "explicit")
 
@@ -32,6 +33,7 @@ def validate(config: RunConfig, devices: int | None = None) -> None:
         ("axis_type", AXIS_TYPES),
     ):
         one_of(field, getattr(config, field), known)
+    _check_precision(config)
     _check_parts("batch", config.batch, "accumulate", config.accumulate)
     if config.loss_chunks is not None and not 1 <= config.loss_chunks <= config.model.V:
         raise ValueError(
@@ -87,6 +89,34 @@ def _check_ranges(config: RunConfig) -> None:
         value = getattr(optimizer, name)
         if value is not None and not value > 0:
             raise ValueError(f"{name}={value}: must be above 0")
+
+
+def _check_precision(config: RunConfig) -> None:
+    """Raises unless the chip multiplies 8 bits faster than 16."""
+    precision, chip = config.precision, config.parsed_target().chip
+    if precision not in RECIPES:
+        return
+    if config.axis_type == "explicit":
+        raise ValueError(
+            f"precision {precision}: the compiler places scales and codes, which "
+            "explicit axes do not leave to it; use --axis-type auto"
+        )
+    if chip is None or not chip.flops_per_second:  # a CPU's units are not known
+        return
+    peaks = chip.flops_per_second
+    wide = peaks.get("bfloat16") or peaks.get("float16", 0.0)
+    faster = [name for name in RECIPES if peaks.get(name, 0.0) > wide]
+    if precision not in faster:
+        own = peaks.get(precision)
+        why = (
+            f"multiplies it no faster than 16 bits ({own / 1e12:.0f} TFLOP/s)"
+            if own
+            else "has no unit for it"
+        )
+        raise ValueError(
+            f"precision {precision}: {chip.name} {why}; it has "
+            f"{', '.join([*faster, 'bfloat16'])}"
+        )
 
 
 def _check_parts(whole: str, size: int, part: str, parts: int) -> None:

@@ -140,7 +140,7 @@ def _optimizer_state(config: RunConfig, layout: Layout) -> Iterator[Row]:
 
 
 def _activations(config: RunConfig, layout: Layout) -> Iterator[Row]:
-    itemsize = jnp.dtype(config.precision).itemsize
+    itemsize = jnp.dtype(config.arithmetic).itemsize
     for entry in record(config):
         spec = layout.spec("acts", entry.output, entry.name)
         elements = entry.elements(entry.output)

@@ -16,9 +16,16 @@ from scaling_lab.cost.points import PRECISIONS, REMATS, SCHEDULES, STACKS, Point
 from scaling_lab.hardware import Chip, chip
 from scaling_lab.layouts import Layout, alternates, virtual_of
 from scaling_lab.models.shape import sizes
+from scaling_lab.optimizers import OptimizerConfig
+from scaling_lab.optimizers.moments import BYTES
 
-#: Bytes of optimizer state of one parameter, in float32; there is no master copy.
+#: Bytes of optimizer state of one parameter, with moments in float32.
 STATE_BYTES = {"adamw": 8.0, "lion": 4.0, "muon": 4.0, "adafactor": 0.1}
+
+
+def state_bytes(optimizer: OptimizerConfig) -> float:
+    """Bytes of optimizer state of one parameter; the scales of rows are left out."""
+    return STATE_BYTES[optimizer.name] * BYTES[optimizer.moments] / 4
 
 
 def points_of(configs: Sequence[RunConfig], local: Chip | None = None) -> Points:
@@ -88,7 +95,7 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
         "stack": STACKS.index("xla"),
         "param_bytes": 4.0,
         "grad_bytes": 4.0,
-        "optimizer_bytes": STATE_BYTES[config.optimizer.name],
+        "optimizer_bytes": state_bytes(config.optimizer),
         "remat": REMATS.index(kinds.get(kind, "selective")),
         "recompute": _again(config) + alternates(config.layout),
         "kept": 1.0 if kind == "none" else 1.0 - 0.9 * _again(config),

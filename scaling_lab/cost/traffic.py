@@ -35,7 +35,7 @@ def of_parameter(
         apart = tuple(axis for axis in apart if axis != "stage")
     uses = _whole_uses(config, layout, name)
     if apart and uses:
-        itemsize = jnp.dtype(config.precision).itemsize
+        itemsize = jnp.dtype(config.arithmetic).itemsize
         again = layout.gather == "layer" and letters.startswith("L")
         uses = 2 + alternates(layout) if again else uses
         times = mechanisms.times(config, layout, letters[0] == "L") * uses
@@ -71,7 +71,7 @@ def of_gradient(
     apart -= {axis for axes in own for axis in axes}
     partial = tuple(axis for axis in layout.mesh if axis in apart)
     # It is reduced in the precision it was computed in, and widened where it rests.
-    held = size * jnp.dtype(config.precision).itemsize // 4 // layout.over(own)
+    held = size * jnp.dtype(config.arithmetic).itemsize // 4 // layout.over(own)
     held = round(
         held * max(uses, 1) * mechanisms.times(config, layout, letters[0] == "L")
     )
@@ -169,7 +169,7 @@ def _operand_gather(config: RunConfig, layout: Layout, entry: Entry, around: Any
     """The activation operand, gathered before; its gradient summed after."""
     summed, own, placed = around
     term, output = equations.parse(entry.equation)
-    itemsize = jnp.dtype(config.precision).itemsize
+    itemsize = jnp.dtype(config.arithmetic).itemsize
     spec = dict(zip(output, layout.spec("acts", output, entry.name), strict=True))
     size = entry.elements(term[0]) * itemsize * entry.times
     size //= layout.over(tuple(spec.get(letter, ()) for letter in term[0]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,10 @@ from scaling_lab import dims as alphabet
 
 Array = jax.Array
 Contract = Callable[[str, tuple[Array, ...]], Array]
+#: An array and its letters.
+Named = tuple[str, Array]
+#: What is multiplied, each with its letters, and what multiplies it.
+Weighing = tuple[tuple[Named, ...], Callable[..., Array]]
 
 
 def parse(equation: str) -> tuple[tuple[str, ...], str]:
@@ -78,6 +82,49 @@ def contract(equation: str, operands: tuple[Array, ...], out_sharding=None) -> A
         precision=jax.lax.Precision.HIGHEST if exact else None,
         out_sharding=out_sharding,
     )
+
+
+class Products(Protocol):
+    """How a weight's contraction is multiplied, forward and backward."""
+
+    def forward(self, equation: str, operands: tuple[Array, ...]) -> Array:
+        """An activation times a weight."""
+        ...
+
+    def backward(self, equation: str, operands: tuple[Array, ...]) -> Array:
+        """A gradient times a weight."""
+        ...
+
+    def weigh(self, equation: str, operands: tuple[Array, ...]) -> Weighing:
+        """An activation times a gradient, in two parts.
+
+        Returns:
+          arrays made of the whole operands; and what multiplies them, on every device
+          its own part, to be summed.
+        """
+        ...
+
+
+class Plain(NamedTuple):
+    """`Products` in the operands' dtype.
+
+    Attributes:
+      with_weight: the contraction of one device, where a weight is a factor.
+    """
+
+    with_weight: Contract
+
+    def forward(self, equation: str, operands: tuple[Array, ...]) -> Array:
+        """An activation times a weight."""
+        return self.with_weight(equation, operands)
+
+    backward = forward
+
+    def weigh(self, equation: str, operands: tuple[Array, ...]) -> Weighing:
+        """An activation times a gradient: as they are."""
+        terms, _ = parse(equation)
+        named = tuple(zip(terms, operands, strict=True))
+        return named, lambda *parts: contract(equation, parts)
 
 
 def contract_narrow(equation: str, operands: tuple[Array, ...]) -> Array:

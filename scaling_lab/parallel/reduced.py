@@ -40,46 +40,55 @@ class Reduction(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def contract(
-    local: equations.Contract,
+    products: equations.Products,
     equation: str,
     reduction: Reduction,
     x: Array,
     weight: Array,
 ) -> Array:
-    """``local(equation, (x, weight))``; B and T come first in x and in the result.
+    """The contraction of x and weight; B and T come first in x and in the result.
 
     The weight's gradient leaves divided as `Reduction.rests` says.
     """
     del reduction
-    return local(equation, (x, weight))
+    return products.forward(equation, (x, weight))
 
 
-def _forward(local, equation, reduction, x, weight):
+def _forward(products, equation, reduction, x, weight):
     del reduction
-    return local(equation, (x, weight)), (x, weight)
+    return products.forward(equation, (x, weight)), (x, weight)
 
 
-def _backward(local, equation, reduction, residuals, gradient):
+def _backward(products, equation, reduction, residuals, gradient):
     x, weight = residuals
     (left, right), output = equations.parse(equation)
-    dx = local(f"{output},{right}->{left}", (gradient, weight))
-    return dx, _reduced(f"{left},{output}->{right}", reduction, x, gradient)
+    dx = products.backward(f"{output},{right}->{left}", (gradient, weight))
+    named, multiply = products.weigh(f"{left},{output}->{right}", (x, gradient))
+    return dx, _reduced(named, multiply, right, reduction)
 
 
 contract.defvjp(_forward, _backward)
 
 
-def _reduced(equation: str, reduction: Reduction, x: Array, gradient: Array) -> Array:
-    """Each device's own sequences, then one sum over the devices that hold others."""
-    (left, output), weight = equations.parse(equation)
+def _reduced(
+    named: tuple[equations.Named, ...],
+    multiply: Callable[..., Array],
+    weight: str,
+    reduction: Reduction,
+) -> Array:
+    """Each device's own sequences, then one sum over the devices that hold others.
+
+    Args:
+      named: what is multiplied, with letters. weight: the letters of the product.
+    """
     over = {axis for axes in reduction.sequences for axis in axes}
     scattered = [
         tuple(axis for axis in axes if axis in over) for axes in reduction.rests
     ]
     summed = tuple(over - {axis for axes in scattered for axis in axes})
 
-    def local(x: Array, gradient: Array) -> Array:
-        own = equations.contract(equation, (x, gradient))
+    def local(*parts: Array) -> Array:
+        own = multiply(*parts)
         for dim, axes in enumerate(scattered):
             if axes:
                 own = jax.lax.psum_scatter(own, axes, scatter_dimension=dim, tiled=True)
@@ -87,13 +96,14 @@ def _reduced(equation: str, reduction: Reduction, x: Array, gradient: Array) -> 
 
     place = dict(zip("BT", reduction.sequences, strict=True))
     place |= dict(zip(weight, reduction.used, strict=True))
+    specs = (_partition(place[x] for x in letters) for letters, _ in named)
     rests = zip(reduction.used, scattered, strict=True)
     return jax.shard_map(
         one_by_one(local),
         mesh=reduction.mesh,
-        in_specs=tuple(_partition(place[x] for x in term) for term in (left, output)),
+        in_specs=tuple(specs),
         out_specs=_partition(used + more for used, more in rests),
-    )(x, gradient)
+    )(*(array for _, array in named))
 
 
 def one_by_one(function: Callable[..., Array]) -> Callable[..., Array]:

@@ -20,6 +20,7 @@ from scaling_lab.parallel import (
     cudnn,
     equations,
     experts,
+    low_precision,
     mosaic,
     splash,
 )
@@ -106,12 +107,18 @@ def make_placement(config: RunConfig, devices: Any = None) -> Placement:
         mesh=None
         if one and devices is None
         else layouts.make_mesh(layout, devices, kind),
-        compute=jnp.dtype(config.precision),
+        compute=jnp.dtype(config.arithmetic),
+        low=_low(config),
         remat=config.remat,
         unroll=unroll,
         microbatches=config.accumulate,
         loss_chunks=config.loss_chunks,
     )
+
+
+def _low(config: RunConfig) -> low_precision.Coded | None:
+    recipe = low_precision.RECIPES.get(config.precision)
+    return None if recipe is None else low_precision.Coded(recipe)
 
 
 def _habits(platform: str) -> dict[str, Any]:
