@@ -36,6 +36,19 @@ FLAGS: tuple[tuple[str, Any, Any, str], ...] = (
         "the rest bfloat16); parameters stay float32. "
         "Default: bfloat16 for a TPU or GPU target, float32 for cpu and local.",
     ),
+    (
+        "parameters",
+        str,
+        "float32",
+        "How matrices rest: float32, or bfloat16 with updates rounded by chance.",
+    ),
+    (
+        "reduce",
+        str | None,
+        None,
+        "What gradients are summed over devices in: float32 or bfloat16. Default: the "
+        "precision of arithmetic.",
+    ),
     ("accumulate", int, 1, "Microbatches per step."),
     ("stack", str, "auto", "Layers as scan, unroll, or auto."),
     ("axis_type", str, "auto", "Of the mesh: auto or explicit."),

@@ -16,7 +16,7 @@ from scaling_lab.hardware import Target, parse_target
 from scaling_lab.layouts import Layout, fit_kv_heads, fit_stages
 from scaling_lab.models.ops import RopeScaling
 from scaling_lab.names import one_of
-from scaling_lab.optimizers import OptimizerConfig
+from scaling_lab.optimizers import OptimizerConfig, resting
 from scaling_lab.parallel.low_precision import RECIPES
 from scaling_lab.parallel.verbs import Routing
 
@@ -35,9 +35,13 @@ class RunConfig:
       batch: global, in sequences. length: tokens per sequence.
       steps: optimizer steps. seed: of parameters and of the data's order.
       remat: ``none``, ``full``, ``save:VERB,…`` or ``recompute:VERB,…``.
-      precision: dtype of arithmetic; parameters and optimizer state are float32.
+      precision: dtype of arithmetic.
         ``int8`` and ``float8`` (``fp8``) multiply weights in 8 bits, see
         `parallel.low_precision`; the rest is bfloat16.
+      parameters: dtype that matrices and their gradients rest in; in bfloat16 updates
+        are rounded by chance, see `optimizers.rounding`. Updates are made in float32.
+      reduce: dtype that gradients of matrices are summed over devices in; ``None`` is
+        that of arithmetic.
       accumulate: microbatches per step, one after another.
       stack: layers scanned, unrolled, or whichever suits the backend.
       axis_type: of the mesh; ``explicit`` is JAX's sharding in types.
@@ -57,6 +61,8 @@ class RunConfig:
     seed: int = 0
     remat: str = "none"
     precision: str = "float32"
+    parameters: str = "float32"
+    reduce: str | None = None
     accumulate: int = 1
     stack: str = "auto"
     axis_type: str = "auto"
@@ -113,9 +119,13 @@ class RunConfig:
     @functools.cached_property
     def abstract_params(self) -> dict[str, Any]:
         """Shapes and dtypes of the parameters; nothing is allocated."""
-        init = models.family_of(self.model).init
         # The key too is traced: a concrete one would start JAX's devices.
-        return jax.eval_shape(lambda: init(self.model, jax.random.key(0)))
+        return jax.eval_shape(lambda: self.initial(jax.random.key(0)))
+
+    def initial(self, key: jax.Array) -> dict[str, Any]:
+        """The parameters that a run begins with, as they rest."""
+        params = models.family_of(self.model).init(self.model, key)
+        return resting(params, self.parameters)
 
     @property
     def id(self) -> str:

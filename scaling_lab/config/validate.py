@@ -9,9 +9,12 @@ from scaling_lab.config.run import RunConfig
 from scaling_lab.layouts import IllegalLayout, check, check_stages, stages_of
 from scaling_lab.names import one_of
 from scaling_lab.optimizers import make
+from scaling_lab.optimizers.rounding import RESTING
 from scaling_lab.parallel.low_precision import RECIPES
 
 PRECISIONS = ("float32", "bfloat16", *RECIPES)
+#: What gradients may be summed over devices in.
+REDUCED = ("float32", "bfloat16")
 STACKS = ("auto", "scan", "unroll")
 AXIS_TYPES = ("auto", "explicit")
 
@@ -29,10 +32,13 @@ def validate(config: RunConfig, devices: int | None = None) -> None:
     _check_ranges(config)
     for field, known in (
         ("precision", PRECISIONS),
+        ("parameters", RESTING),
         ("stack", STACKS),
         ("axis_type", AXIS_TYPES),
     ):
         one_of(field, getattr(config, field), known)
+    if config.reduce is not None:
+        one_of("reduce", config.reduce, REDUCED)
     _check_precision(config)
     _check_parts("batch", config.batch, "accumulate", config.accumulate)
     if config.loss_chunks is not None and not 1 <= config.loss_chunks <= config.model.V:

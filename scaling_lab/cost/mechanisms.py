@@ -89,11 +89,11 @@ def divided_keys(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Im
 
 
 def to_stages(
-    layout: Layout, letters: str, stored: Spec, elements: int
+    layout: Layout, letters: str, stored: Spec, size: int
 ) -> Iterator[Implied]:
     """Layers that rest by number are where they are used; by width they must move."""
     if "stage" not in stored[0]:
-        size = elements * 4 // layout.over(stored)
+        size //= layout.over(stored)
         yield Implied("all-to-all", ("stage",), 2 * size, "to its stage, and back")
 
 

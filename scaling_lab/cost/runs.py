@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from scaling_lab.config import RunConfig
@@ -73,6 +74,7 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
     kind = config.remat.partition(":")[0]
     devices = layout.devices
     peak, wide = peak_of(found, config.precision)
+    resting = float(jnp.dtype(config.parameters).itemsize)
     return {
         **_model(config),
         **machine_columns(found, devices / found.devices_per_chip),
@@ -93,8 +95,8 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
         "flops_per_second": peak / found.devices_per_chip,
         "bf16_flops_per_second": wide / found.devices_per_chip,
         "stack": STACKS.index("xla"),
-        "param_bytes": 4.0,
-        "grad_bytes": 4.0,
+        "param_bytes": resting,
+        "grad_bytes": resting,
         "optimizer_bytes": state_bytes(config.optimizer),
         "remat": REMATS.index(kinds.get(kind, "selective")),
         "recompute": _again(config) + alternates(config.layout),

@@ -30,6 +30,7 @@ class Moves:
       compute: dtype of arithmetic; weights are cast where they are used, before they
         are gathered, and softmax, norms and the loss stay in float32.
       contract_with: the contraction of one device.
+      reduce: dtype that gradients of weights are summed in; ``None`` is `compute`.
       low: how weights are multiplied in 8 bits; ``None`` where they are not.
     """
 
@@ -38,6 +39,7 @@ class Moves:
     compute: Any = jnp.float32
     contract_with: equations.Contract = equations.contract
     low: low_precision.Coded | None = None
+    reduce: str | None = None
     #: The table that says where a gradient leaves the backward pass.
     gradients: ClassVar[str] = "grads"
 
@@ -85,7 +87,11 @@ class Moves:
         busy = {axis for axes in used for axis in axes}
         length = tuple(axis for axis in out[1] if axis not in busy)
         reduction = reduced.Reduction(
-            self.mesh, (out[0], length), used, self.layout.spec("grads", weight, stored)
+            self.mesh,
+            (out[0], length),
+            used,
+            self.layout.spec("grads", weight, stored),
+            self.reduce,
         )
         contract: Any = reduced.contract
         products = low or equations.Plain(self.contract_with)

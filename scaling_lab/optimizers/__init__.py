@@ -19,6 +19,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 from scaling_lab import dims
 from scaling_lab.names import one_of
 from scaling_lab.optimizers.moments import narrowed
+from scaling_lab.optimizers.rounding import applied, resting, widened
 from scaling_lab.optimizers.stacks import (
     along,
     balancing,
@@ -34,9 +35,11 @@ __all__ = [
     "OptimizerConfig",
     "is_balance",
     "along",
+    "applied",
     "is_matrix",
     "make",
     "per_layer",
+    "resting",
     "schedule",
     "square_norms",
     "state_dims",
@@ -96,7 +99,7 @@ def make(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
             f"moments={config.moments!r}: adafactor's are sums over rows and columns, "
             "too few to make narrow; leave them float32, or use adamw, lion or muon"
         )
-    return balancing(narrowed(chosen, config.moments), config.balance)
+    return widened(balancing(narrowed(chosen, config.moments), config.balance))
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

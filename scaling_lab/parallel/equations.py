@@ -70,8 +70,14 @@ def check(equation: str, operands: tuple[Any, ...], name: str) -> dict[str, int]
     return sizes
 
 
-def contract(equation: str, operands: tuple[Array, ...], out_sharding=None) -> Array:
-    """The einsum in the operands' dtype; float32 means float32 on every backend."""
+def contract(
+    equation: str, operands: tuple[Array, ...], out_sharding=None, dtype: Any = None
+) -> Array:
+    """The einsum in the operands' dtype; float32 means float32 on every backend.
+
+    Args:
+      dtype: of the result, where it is not the operands'.
+    """
     terms, output = parse(equation)
     if not contracted(terms, output):
         return _multiply(terms, output, operands)
@@ -81,6 +87,7 @@ def contract(equation: str, operands: tuple[Array, ...], out_sharding=None) -> A
         *operands,
         precision=jax.lax.Precision.HIGHEST if exact else None,
         out_sharding=out_sharding,
+        preferred_element_type=dtype,
     )
 
 
@@ -95,8 +102,8 @@ class Products(Protocol):
         """A gradient times a weight."""
         ...
 
-    def weigh(self, equation: str, operands: tuple[Array, ...]) -> Weighing:
-        """An activation times a gradient, in two parts.
+    def weigh(self, equation: str, operands: tuple[Array, ...], dtype: Any) -> Weighing:
+        """An activation times a gradient as `dtype`, in two parts.
 
         Returns:
           arrays made of the whole operands; and what multiplies them, on every device
@@ -120,11 +127,12 @@ class Plain(NamedTuple):
 
     backward = forward
 
-    def weigh(self, equation: str, operands: tuple[Array, ...]) -> Weighing:
+    def weigh(self, equation: str, operands: tuple[Array, ...], dtype: Any) -> Weighing:
         """An activation times a gradient: as they are."""
         terms, _ = parse(equation)
         named = tuple(zip(terms, operands, strict=True))
-        return named, lambda *parts: contract(equation, parts)
+        wider = None if dtype == operands[0].dtype else dtype
+        return named, lambda *parts: contract(equation, parts, dtype=wider)
 
 
 def contract_narrow(equation: str, operands: tuple[Array, ...]) -> Array:

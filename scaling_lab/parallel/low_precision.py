@@ -104,11 +104,13 @@ class Coded(NamedTuple):
         """A gradient times a weight."""
         return self._product(equation, operands, self.recipe.backward)
 
-    def weigh(self, equation: str, operands: tuple[Array, ...]) -> equations.Weighing:
+    def weigh(
+        self, equation: str, operands: tuple[Array, ...], dtype: Any
+    ) -> equations.Weighing:
         """An activation times a gradient; scales are of all sequences together."""
-        formats, dtype = self.recipe.weight, operands[0].dtype
+        formats = self.recipe.weight
         if formats is None:
-            return equations.Plain(equations.contract).weigh(equation, operands)
+            return equations.Plain(equations.contract).weigh(equation, operands, dtype)
         named = _coded(equation, operands, formats)
         letters = tuple(term for term, _ in named)
 
@@ -151,7 +153,9 @@ def _backward(products, equation, residuals, gradient):
     x, weight = residuals
     (left, right), output = equations.parse(equation)
     dx = products.backward(f"{output},{right}->{left}", (gradient, weight))
-    named, multiply = products.weigh(f"{left},{output}->{right}", (x, gradient))
+    named, multiply = products.weigh(
+        f"{left},{output}->{right}", (x, gradient), weight.dtype
+    )
     return dx, multiply(*(array for _, array in named))
 
 

@@ -30,12 +30,14 @@ class Reduction(NamedTuple):
         sums are.
       used: for every dim of the weight the mesh axes it is divided over in use.
       rests: the same of its gradient.
+      dtype: that partial sums are added up in; ``None`` is that of x.
     """
 
     mesh: Any
     sequences: Spec
     used: Spec
     rests: Spec
+    dtype: str | None = None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -63,8 +65,10 @@ def _backward(products, equation, reduction, residuals, gradient):
     x, weight = residuals
     (left, right), output = equations.parse(equation)
     dx = products.backward(f"{output},{right}->{left}", (gradient, weight))
-    named, multiply = products.weigh(f"{left},{output}->{right}", (x, gradient))
-    return dx, _reduced(named, multiply, right, reduction)
+    named, multiply = products.weigh(
+        f"{left},{output}->{right}", (x, gradient), reduction.dtype or x.dtype
+    )
+    return dx, _reduced(named, multiply, right, reduction).astype(weight.dtype)
 
 
 contract.defvjp(_forward, _backward)

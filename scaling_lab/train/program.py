@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AxisType, SingleDeviceSharding
 
-from scaling_lab import dims, layouts, models, optimizers
+from scaling_lab import dims, layouts, optimizers
 from scaling_lab.config import RunConfig
 from scaling_lab.layouts import ExplicitPlacement, Placement
 from scaling_lab.parallel import (
@@ -109,6 +109,7 @@ def make_placement(config: RunConfig, devices: Any = None) -> Placement:
         else layouts.make_mesh(layout, devices, kind),
         compute=jnp.dtype(config.arithmetic),
         low=_low(config),
+        reduce=config.reduce,
         remat=config.remat,
         unroll=unroll,
         microbatches=config.accumulate,
@@ -166,9 +167,7 @@ def make_program(config: RunConfig, devices: Any = None) -> Program:
 
 
 def _init(config: RunConfig, optimizer: optax.GradientTransformation) -> TrainState:
-    params = models.family_of(config.model).init(
-        config.model, jax.random.key(config.seed)
-    )
+    params = config.initial(jax.random.key(config.seed))
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 

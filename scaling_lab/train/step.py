@@ -188,7 +188,7 @@ def _update(
         like = jax.tree.map(_sharding_of, (gradients, state.optimizer))
         update = jax.sharding.auto_axes(update, out_sharding=like)
     updates, optimizer_state = update(gradients, state.optimizer, params)
-    params = optax.apply_updates(params, updates)
+    params = optimizers.applied(params, updates, state.step)
     return TrainState(state.step, on_table(place, "params", params), optimizer_state)
 
 
