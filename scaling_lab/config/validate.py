@@ -55,6 +55,7 @@ def validate(config: RunConfig, devices: int | None = None) -> None:
     _check_widths(config.model)
     _check_experts(config)
     make(config.optimizer, config.steps)
+    _check_away(config)
     _check_stages(config)
     target = config.parsed_target()
     shapes = {p: x.shape for p, x in dims.leaves(config.abstract_params).items()}
@@ -145,6 +146,22 @@ def _check_stages(config: RunConfig) -> None:
             "explicit axes alone; use --axis-type auto"
         )
     check_stages(layout, config.model.L, config.batch, config.accumulate)
+
+
+def _check_away(config: RunConfig) -> None:
+    """Raises unless optimizer state that is to rest on the host can."""
+    layout, name = config.layout, config.optimizer.name
+    if layout.mechanism("optimizer", "device") != "host":
+        return
+    why = ""
+    if stages_of(layout) > 1:
+        why = "state comes layer by layer, and stages divide layers; leave stage out"
+    elif config.axis_type == "explicit":
+        why = "the compiler moves what comes, not explicit axes; use --axis-type auto"
+    elif name == "adafactor":
+        why = "adafactor's state is small; leave it on the device, or use adamw"
+    if why:
+        raise IllegalLayout(f"layout {layout.name!r}: +offload_optimizer: {why}")
 
 
 def _check_experts(config: RunConfig) -> None:

@@ -97,13 +97,22 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
         "stack": STACKS.index("xla"),
         "param_bytes": resting,
         "grad_bytes": resting,
-        "optimizer_bytes": state_bytes(config.optimizer),
+        "optimizer_bytes": state_bytes(config.optimizer) * _near(config),
         "remat": REMATS.index(kinds.get(kind, "selective")),
         "recompute": _again(config) + alternates(config.layout),
         "kept": 1.0 if kind == "none" else 1.0 - 0.9 * _again(config),
         "offload": 0.0,
         "flash": float(found.name != "cpu"),
     }
+
+
+def _near(config: RunConfig) -> float:
+    """The share of optimizer state that is on the device at a time.
+
+    Of state that rests in the host's memory one layer's is, and the next on its way.
+    """
+    away = config.layout.mechanism("optimizer", "device") == "host"
+    return min(1.0, 2 / config.model.L) if away else 1.0
 
 
 def _model(config: RunConfig) -> dict[str, Any]:

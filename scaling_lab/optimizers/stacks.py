@@ -66,7 +66,7 @@ def balancing(
         return {
             key: merged(updates[key], leaf)
             if isinstance(leaf, Mapping)
-            else -rate * jnp.sign(leaf)
+            else jax.tree.map(lambda excess: -rate * jnp.sign(excess), leaf)
             if is_balance(key)
             else updates[key]
             for key, leaf in gradients.items()

@@ -47,7 +47,10 @@ def config_of(question: Question, choice: Choice) -> RunConfig:
     return RunConfig(
         model=model,
         layout=parse(
-            choice.layout + PIPELINES.get(choice.schedule, ""), question.devices
+            choice.layout
+            + ("+offload_optimizer" if choice.host else "")
+            + PIPELINES.get(choice.schedule, ""),
+            question.devices,
         ),
         target=question.target.text,
         batch=question.batch,

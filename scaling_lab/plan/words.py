@@ -56,7 +56,9 @@ def trained(ranked: Ranked, index: int) -> bool:
     """Whether runs of this layout are trained and compiled here today."""
     table = ranked.candidates.table
     others = [axis for axis in AXES if axis not in (*TRAINED, "stage")]
-    if table["host"][index] or schedule(ranked, index) not in ("none", *PIPELINES):
+    if schedule(ranked, index) not in ("none", *PIPELINES):
+        return False
+    if table["host"][index] and table["stage"][index] > 1:
         return False
     # Experts inside fsdp rest as the plan priced them; inside data they rest otherwise.
     if table["fsdp"][index] % table["expert"][index]:

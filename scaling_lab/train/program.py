@@ -24,6 +24,7 @@ from scaling_lab.parallel import (
     mosaic,
     splash,
 )
+from scaling_lab.train import away
 from scaling_lab.train.step import (
     Metrics,
     TrainState,
@@ -181,9 +182,17 @@ def state_shardings(
         step=_rests(place, "params", ""),
         params=shardings_of(place, abstract.params),
         optimizer=jax.tree.map_with_path(
-            lambda path, own: _rests(place, "optimizer", own, leaf_name(path)), letters
+            lambda path, own: _state_rests(place, own, leaf_name(path)), letters
         ),
     )
+
+
+def _state_rests(place: Placement, letters: str, name: str) -> Any:
+    """Where an array of optimizer state rests, the host's memory included."""
+    found = _rests(place, "optimizer", letters, name)
+    if letters and away.is_away(place.layout):
+        return found.with_memory_kind(away.HOST)
+    return found
 
 
 def shardings_of(place: Placement, params: Any) -> Any:
