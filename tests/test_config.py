@@ -12,6 +12,7 @@ from scaling_lab.data import DataConfig
 from scaling_lab.hardware import chip
 from scaling_lab.layouts import IllegalLayout, Layout
 from scaling_lab.optimizers import OptimizerConfig
+from scaling_lab.parallel import policies
 
 TOY = models.size("llama", "toy")
 
@@ -260,15 +261,32 @@ def test_nothing_is_traced_for_an_illegal_layout(monkeypatch):
 
 def test_remat_policies():
     verbs = ["ffn/gate", "ffn/up"]
-    for policy in ("none", "full", "save:ffn/gate", "recompute:ffn/up,ffn/gate"):
+    for policy in (
+        *("none", "full", "save:ffn/gate", "recompute:ffn/up,ffn/gate"),
+        *("offload:ffn/up", "save:ffn/gate;offload:ffn/up"),
+    ):
         check_remat(policy, verbs)
     for policy, said in (
         ("ful", "unknown remat 'ful'; did you mean full"),
         ("save:ffn/gat", "'save:ffn/gat' 'ffn/gat'; did you mean ffn/gate"),
         ("recompute:", "unknown verb in remat 'recompute:' ''"),
+        ("save:ffn/gate;offlod:ffn/up", "'offlod'; did you mean offload"),
+        ("offload:ffn/gat", "'offload:ffn/gat' 'ffn/gat'; did you mean ffn/gate"),
+        ("save:ffn/up;offload:ffn/up", "saves ffn/up and offloads it too"),
+        ("recompute:ffn/up;offload:ffn/gate", "is not a policy; say none, full"),
+        ("none;offload:ffn/gate", "is not a policy; say none, full"),
+        ("offload:attention/attend", "not offloaded yet; say save:attention/attend"),
     ):
         with pytest.raises(ValueError, match=said):
-            check_remat(policy, verbs)
+            check_remat(policy, [*verbs, "attention/attend"])
+
+
+def test_a_policy_is_written_as_it_is_read():
+    kinds = ("none", "full", "save:a,b", "recompute:a", "offload:a,b")
+    for text in (*kinds, "save:a;offload:b"):
+        assert policies.parse(text).text == text
+    assert policies.parse("save:a;offload:b,c").kept == ("a", "b", "c")
+    assert policies.parse("recompute:a").kept == ()
 
 
 def test_a_named_set_of_flags_is_the_chips():

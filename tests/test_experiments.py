@@ -105,6 +105,16 @@ def test_a_small_run_of_the_last_config(name, tmp_path):
     assert row.measured["loss"]["values"][-1] < row.measured["loss"]["values"][0]
 
 
+def test_verbs_add_no_operation_to_what_is_compiled():
+    table = load("place_overhead")
+    found = table.answer(table.CONFIGS[0])
+    forward, both = found["forward"], found["forward and backward"]
+    assert forward["verbs"] == forward["hand"] and forward["verbs"]["dot"] == 9
+    assert sum(both["verbs"].values()) <= sum(both["hand"].values())
+    assert both["verbs"]["dot"] == both["hand"]["dot"] == 27
+    assert both["verbs"]["all-gather"] == both["hand"]["all-gather"]
+
+
 def test_overhead_is_measured():
     assert 0 < load("lab_overhead").seconds_per_step(3) < 10
 

@@ -164,6 +164,37 @@ def test_combined_and_ragged_operands():
     ]
 
 
+@pytest.mark.parametrize(("held", "room"), [(8, 64), (64, 8)])
+def test_a_ragged_exchange_sends_no_more_than_its_rows(held, room):
+    """Into a buffer with room for the worst, and out of one: eight rows both times."""
+    text = module(
+        CELL,
+        f"%h = bf16[{held},128] broadcast(%p)",
+        f"%o = bf16[{room},128] broadcast(%p)",
+        "%q = s32[4]{0} parameter(1)",
+        f"ROOT %a = bf16[{room},128] ragged-all-to-all(%h, %o, %q, %q, %q, %q), "
+        "replica_groups={{0,4},{1,5},{2,6},{3,7}}, channel_id=2",
+    )
+    assert rows(text, CUBE) == [row("ragged-all-to-all", ("data",), 1, 8 * 128 * 2)]
+
+
+def test_collectives_in_branches_are_found_wherever_they_stand():
+    inner = (
+        "%deep (d: bf16[8,128]) -> bf16[8,128] {\n  %d = bf16[8,128] parameter(0)\n"
+        "  ROOT %r = bf16[8,128] collective-permute-start(%d), channel_id=1, "
+        'source_target_pairs={{0,1}}, metadata={op_name="here"}\n}\n'
+        "%yes (y: bf16[8,128]) -> bf16[8,128] {\n  %y = bf16[8,128] parameter(0)\n"
+        "  ROOT %c = bf16[8,128] call(%y), to_apply=%deep\n}\n"
+        "%no (n: bf16[8,128]) -> bf16[8,128] {\n"
+        "  ROOT %n = bf16[8,128] parameter(0)\n}\n"
+    )
+    branch = "ROOT %b = bf16[8,128] conditional(%p, %p, %p), "
+    branch += "true_computation=%yes, false_computation=%no"
+    text = module(CELL, branch, others=inner)
+    assert hlo.in_branches(text) == ["collective-permute, here"]
+    assert hlo.in_branches(module(CELL, "ROOT %c = bf16[8,128] copy(%p)")) == []
+
+
 def loop(start, bound, update, direction, swapped=False):
     """A loop whose bound and step stand in its state, as the TPU compiler has them."""
     sides = "%b, %i" if swapped else "%i, %b"

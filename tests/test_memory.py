@@ -12,10 +12,11 @@ import pytest
 from jax._src.ad_checkpoint import saved_residuals
 
 from scaling_lab import cost, dims, layouts, models
-from scaling_lab.config import RunConfig
+from scaling_lab.config import RunConfig, configure
 from scaling_lab.cost import activations
 from scaling_lab.cost.memory import Memory, in_flight, memory
 from scaling_lab.cost.points import REMATS, SCHEDULES, STACKS, Points, names
+from scaling_lab.cost.predict import predict
 from scaling_lab.cost.runs import points_of
 from scaling_lab.layouts.placement import Placement
 from scaling_lab.parallel import stack
@@ -211,10 +212,18 @@ def test_weights_of_other_families(family, size):
     assert found.optimizer_bytes[0] == pytest.approx(said["optimizer"], rel=2e-3)
 
 
-@pytest.mark.parametrize("layout", ["fsdp=8", "fsdp=4,tensor=8+sequence", "tensor=16"])
-def test_verbs_are_those_of_explain(layout):
+@pytest.mark.parametrize(
+    ("layout", "family", "size"),
+    [
+        ("fsdp=8", "llama", "8b"),
+        ("fsdp=4,tensor=8+sequence", "llama", "8b"),
+        ("tensor=16", "llama", "8b"),
+        ("fsdp=8", "mixtral", "8x7b"),
+    ],
+)
+def test_verbs_are_those_of_explain(layout, family, size):
     """Every verb of a block, whatever a policy then keeps of it."""
-    config, _ = explained("8b", layout)
+    config, _ = explained(size, layout, family=family)
     rows = {
         row.name: row.bytes
         for row in cost.explain(config).rows
@@ -222,7 +231,9 @@ def test_verbs_are_those_of_explain(layout):
     }
     run = points_of([config])
     tokens = run.microbatch_seqs * run.seq_len
-    for name in activations.BLOCK_VERBS:
+    own = [name for name in activations.BLOCK_VERBS if name in rows]
+    assert len(own) == (11 if family == "mixtral" else 10)
+    for name in own:
         mine = activations.verb_bytes(run, name) * tokens * run.layers
         assert mine[0] == rows[name], name
 
@@ -303,17 +314,42 @@ def test_a_block_keeps_what_jax_says(family, policy):
     assert activations.kept_bytes(run, policy)[0] == said
 
 
-def test_recomputation_leaves_out_the_last_product():
-    config, _ = explained("8b", "fsdp=8", remat="full")
+@pytest.mark.parametrize(("family", "size"), [("llama", "8b"), ("mixtral", "8x7b")])
+def test_recomputation_leaves_out_the_last_result(family, size):
+    config, _ = explained(size, "fsdp=8", remat="full", family=family)
     run = points_of([config])
     entries = cost.record(config)
     inside = [e for e in entries if e.name in activations.BLOCK_VERBS]
     # What is recomputed counts attention as causal; the ledger says how dense it is.
     total = sum(entry.flops for entry in inside)
-    last = sum(entry.flops for entry in inside if entry.ends)
+    last = sum(entry.flops for entry in entries if entry.ends)
     share = activations.recomputed_share(run, "full")[0]
     assert share == pytest.approx(1 - last / total, rel=1e-3)
     assert activations.recomputed_share(run, "none")[0] == 0
+
+
+def test_what_the_host_holds_is_kept_but_not_here():
+    """As many bytes as if it were saved; nothing done again; less on the device."""
+    saved = "save:attention/query,ffn/gate,ffn/up"
+    away = "save:attention/query;offload:ffn/gate,ffn/up"
+    runs = [
+        points_of([configure("llama", "8b", "fsdp=8", "h100:1x8", remat=policy)])
+        for policy in (saved, away)
+    ]
+    assert runs[0].kept[0] == runs[1].kept[0]
+    assert runs[0].recompute[0] == runs[1].recompute[0]
+    again = activations.recomputed_share(runs[1], away)
+    assert again == activations.recomputed_share(runs[0], saved)
+    held = [memory(run).activation_bytes[0] for run in runs]
+    there = sum(activations.verb_bytes(runs[1], f"ffn/{n}")[0] for n in ("gate", "up"))
+    tokens = runs[0].microbatch_seqs[0] * runs[0].seq_len[0] * runs[0].layers[0]
+    assert held[0] - held[1] == pytest.approx(there * tokens)
+    near, far = (predict(run.replace(host_bytes_per_second=1e15)) for run in runs)
+    assert far.step_seconds[0] == pytest.approx(near.step_seconds[0], rel=1e-3)
+    slow = predict(runs[1].replace(host_bytes_per_second=1e9)).row(0)
+    assert slow["seconds"]["host exposed"] > far.row(0)["seconds"]["host exposed"]
+    moved = 2 * there * tokens / 1e9
+    assert slow["step_seconds"] > moved
 
 
 @pytest.mark.parametrize("policy", ["save:", "save:ffn/gat", "recompute:x", "all"])

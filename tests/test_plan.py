@@ -19,6 +19,7 @@ from scaling_lab.hardware import parse_target
 from scaling_lab.plan import columns, emit, huggingface, law, rank, sizes, words
 from scaling_lab.plan.candidates import POLICIES, TRAINED, candidates, policy_of
 from scaling_lab.plan.question import Question, sequences, tokens
+from scaling_lab.sweep.run import check_legal
 
 
 def question(family="llama", size="8b", target="tpu-v5p:4x4x4", **changes):
@@ -878,18 +879,52 @@ def test_policies_of_a_layout_get_lighter_and_stay_within_memory():
     choice = next(c for c in found.choices if c.trained)
     refined = plan.refine.policies(found, choice, 3)
     assert {each.microbatches for each in refined} == {1, 2}
-    for number in (1, 2):
-        own = [each for each in refined if each.microbatches == number]
+    times = [each.step_seconds for each in refined]
+    assert times == sorted(times)
+    kinds = {}
+    for each in refined:
+        way = "offload" if "offload" in each.remat else each.remat.partition(":")[0]
+        way = "whole" if way in ("none", "full") else way
+        kinds.setdefault((each.microbatches, each.gather, way), []).append(each)
+    assert (1, "layer", "offload") in kinds and (2, "layer", "save") in kinds
+    for own in kinds.values():
         sizes = [each.hbm_bytes for each in own]
         assert sizes[0] <= asked.limit_bytes and len(own) <= 3
         assert all(b <= 0.9 * a for a, b in itertools.pairwise(sizes))
-        config = dataclasses.replace(
-            plan.config_of(asked, choice), remat=own[0].remat, accumulate=number
-        )
-        validate(config)
-        assert memory(points_of([config])).hbm_bytes[0] == pytest.approx(
-            sizes[0], rel=1e-6
-        )
+        config = own[0].of(plan.config_of(asked, choice))
+        check_legal(config)
+        run = points_of([config])
+        held = memory(run).hbm_bytes[0]
+        assert held == pytest.approx(sizes[0], rel=1e-6)
+
+
+def test_the_host_is_asked_where_memory_is_short_and_not_elsewhere():
+    """All that does not fit on the device is offloaded before anything is done again;
+    where all fits, nothing is. Gathered weights are kept where they fit."""
+    asked = question("llama", "70b", "h100:32x8", batch=512, length=4096, axes=TRAINED)
+    small = dataclasses.replace(asked, batch=256, length=2048)
+    names = [name for name in plan.refine.KEPT if name != "attention/attend"]
+    for each, host in ((asked, True), (small, False)):
+        found = plan.plan(each)
+        choice = next(c for c in found.choices if set(c.mesh) == {"fsdp"})
+        refined = [
+            one
+            for one in plan.refine.policies(found, choice, 1)
+            if one.microbatches == 1
+        ]
+        away = [one for one in refined if "offload" in one.remat]
+        assert bool(away) == host
+        if host:
+            assert away == refined[:1] and all(name in away[0].remat for name in names)
+    eight = question("llama", "8b", "h100:8x8", batch=128, length=4096, axes=TRAINED)
+    found = plan.plan(eight)
+    choice = next(c for c in found.choices if set(c.mesh) == {"fsdp"})
+    once = next(
+        one for one in plan.refine.policies(found, choice) if one.gather == "step"
+    )
+    config = once.of(plan.config_of(eight, choice))
+    check_legal(config)
+    assert config.layout.gather == "step" and "gather_once" in config.layout.name
 
 
 def test_a_choice_with_experts_is_a_layout_of_as_many_devices():

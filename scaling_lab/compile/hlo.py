@@ -3,7 +3,8 @@
 The text is ``compiled.as_text()``, from CPU, GPU or TPU. Bytes are per device and
 step, of what an operation is about and not of what a ring would send: the operand of
 an all-reduce, reduce-scatter, all-to-all or permute, the gathered result of an
-all-gather, padding included, times the executions. Counted once: an asynchronous
+all-gather, the smaller of both of a ragged all-to-all, padding included, times the
+executions. Counted once: an asynchronous
 start and its done; each branch of a conditional, though one of them runs. Groups of
 one device move nothing and are left out.
 
@@ -158,6 +159,34 @@ def by_kind_and_axis(found: Iterable[Collective]) -> list[dict[str, Any]]:
     ]
 
 
+def in_branches(module_text: str) -> list[str]:
+    """Collectives that stand in a branch of a conditional, as ``kind, op_name``.
+
+    Devices may take different branches, and then a collective there is met by some of
+    them alone. Simulated devices, TPUs and GPUs each have their own way with that.
+    """
+    module = Module(module_text)
+    pending = [
+        name
+        for computation in module.computations.values()
+        for instruction in computation.values()
+        if instruction.opcode == "conditional"
+        for name in instruction.callees
+    ]
+    found, seen = [], set()
+    while pending:
+        name = pending.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        for instruction in module.computations[name].values():
+            pending += instruction.callees
+            kind = instruction.opcode.removesuffix("-start")
+            if kind in KINDS:
+                found.append(f"{kind}, {instruction.op_name}")
+    return sorted(found)
+
+
 def _kind(instruction: Instruction, computation: Computation) -> str | None:
     """The kind of collective, or `None` where it is none or counted elsewhere."""
     kind = instruction.opcode.removesuffix("-start")
@@ -187,7 +216,11 @@ def _bytes(
     operands, results and contexts for its shape.
     """
     operands = instruction.operands
-    if kind == "ragged-all-to-all" or "slice_sizes=" in instruction.attributes:
+    if kind == "ragged-all-to-all":
+        # The larger of both arrays has room for the worst, the smaller only for what
+        # there is. The rest says where and how much.
+        return min(shape_bytes(computation[name].shape) for name in operands[:2])
+    if "slice_sizes=" in instruction.attributes:
         operands = operands[:1]  # the others say where and how much
     total = sum(shape_bytes(computation[name].shape) for name in operands)
     return total * group_size if kind == "all-gather" else total

@@ -171,8 +171,8 @@ class Schedule:
     ) -> tuple[tuple[str, float], ...]:
         """The name and the share of bytes of each array of a collective."""
         operands = instruction.operands
-        if len(operands) < 2:
-            return ()
+        if len(operands) < 2 or instruction.opcode.startswith("ragged"):
+            return ()  # what else a ragged one takes says where its one array goes
         names = self._names.of(computation)
         merged = _names.alternatives(instruction.op_name)
         if len(merged) != len(operands):

@@ -119,13 +119,11 @@ class RunConfig:
     @functools.cached_property
     def abstract_params(self) -> dict[str, Any]:
         """Shapes and dtypes of the parameters; nothing is allocated."""
-        # The key too is traced: a concrete one would start JAX's devices.
-        return jax.eval_shape(lambda: self.initial(jax.random.key(0)))
+        return dict(_abstract_params(self.model, self.parameters))
 
     def initial(self, key: jax.Array) -> dict[str, Any]:
         """The parameters that a run begins with, as they rest."""
-        params = models.family_of(self.model).init(self.model, key)
-        return resting(params, self.parameters)
+        return _initial(self.model, self.parameters, key)
 
     @property
     def id(self) -> str:
@@ -176,6 +174,16 @@ class RunConfig:
           ValueError: unknown chip or topology.
         """
         return parse_target(self.target)
+
+
+@functools.lru_cache(maxsize=32)
+def _abstract_params(model: Any, parameters: str) -> dict[str, Any]:
+    # The key too is traced: a concrete one would start JAX's devices.
+    return jax.eval_shape(lambda: _initial(model, parameters, jax.random.key(0)))
+
+
+def _initial(model: Any, parameters: str, key: jax.Array) -> dict[str, Any]:
+    return resting(models.family_of(model).init(model, key), parameters)
 
 
 def _non_default(value: Any) -> dict[str, Any]:

@@ -103,7 +103,9 @@ def kept(tiny, batches):
         {"remat": "full"},
         {"remat": "save:attention/attend,ffn/gate"},
         {"remat": "recompute:ffn/up", "stack": "unroll"},
+        {"remat": "save:ffn/gate;offload:attention/query,ffn/up"},
         {"stack": "unroll"},
+        {"stack": "scan:2", "remat": "save:ffn/gate;offload:ffn/up"},
         {"loss_chunks": 4},
     ],
     ids=lambda changes: (
@@ -112,6 +114,19 @@ def kept(tiny, batches):
 )
 def test_memory_choices_change_no_number(changes, tiny, batches, kept):
     same(Trained(run_of(tiny("llama"), FSDP_TENSOR, **changes), batches), kept)
+
+
+def test_what_is_offloaded_leaves_for_the_host(tiny):
+    """Of every layer one result by name leaves and comes back; no other does.
+
+    A CPU's memory is its host's, so there this is in the program and moves nothing.
+    """
+    config = run_of(tiny("llama"), "fsdp=8", remat="save:ffn/gate;offload:ffn/up")
+    program = train.make_program(config)
+    text = str(jax.make_jaxpr(program.step)(*program.abstract_arguments()))
+    stacked = set(re.findall(r"f32<host>\[(\d+),(\d+),(\d+),(\d+)\]", text))
+    sizes = (config.model.L, config.batch, config.length, config.model.F)
+    assert {tuple(map(int, each)) for each in stacked} == {sizes}
 
 
 def test_recomputing_needs_less_memory(tiny, packed):
