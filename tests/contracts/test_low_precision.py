@@ -3,15 +3,21 @@
 import dataclasses
 import itertools
 import re
+from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import SingleDeviceSharding
 
 from contracts.training import Trained, close, run_of, same
 from scaling_lab import configure, train
+from scaling_lab.compile import _shapes
+from scaling_lab.compile._module import Module
+from scaling_lab.compile.backends import backend_of
 from scaling_lab.config import validate
+from scaling_lab.hardware import parse_target
 from scaling_lab.layouts import Layout
 from scaling_lab.parallel import equations, low_precision
 from scaling_lab.parallel.low_precision import E4M3, E5M2, INT8, RECIPES, Coded
@@ -238,3 +244,44 @@ def test_a_precision_that_the_target_has(target, precision):
 def test_explicit_axes_are_refused(tiny):
     with pytest.raises(ValueError, match="use --axis-type auto"):
         run_of(tiny("llama"), "fsdp=8", precision="int8", axis_type="explicit")
+
+
+def products_of(target, precision):
+    """Products of a layer and its gradients in the target's own module."""
+    found = parse_target(target)
+    backend = backend_of(found)
+    device = SingleDeviceSharding(backend.devices(found)[0])
+
+    def step(gate_DF, x_BTD):
+        low = Coded(RECIPES[precision])
+        out, back = jax.vjp(
+            lambda x, w: low_precision.contract(low, "BTD,DF->BTF", x, w),
+            x_BTD,
+            gate_DF,
+        )
+        return back(jnp.tanh(out))
+
+    shapes = [(512, 1024), (1, 1024, 512)]
+    arguments = [jax.ShapeDtypeStruct(s, jnp.bfloat16, sharding=device) for s in shapes]
+    module = Module(jax.jit(step).lower(*arguments).compile().as_text())
+    return [
+        {_shapes.arrays(body[name].shape)[0].type for name in each.operands}
+        for body in module.computations.values()
+        for each in body.values()
+        if each.opcode in ("dot", "convolution")
+    ]
+
+
+@pytest.mark.parametrize("target", ["tpu-v5e:2x2", "tpu-v5p:2x2x1", "tpu-v6e:2x2"])
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="needs the TPU's compiler")
+def test_a_tpu_multiplies_integers(target):
+    types = products_of(target, "int8")
+    assert types.count({"s8"}) == 2 and {"bf16"} in types  # the weight's gradient
+
+
+@pytest.mark.skipif(
+    find_spec("jax_cuda13_plugin") is None, reason="needs the GPU's compiler"
+)
+def test_a_gpu_multiplies_eight_bits():
+    types = products_of("h100:1x1", "float8")
+    assert {"f8e4m3fn", "f8e5m2"} in types
