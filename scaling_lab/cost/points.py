@@ -87,6 +87,9 @@ class Points:
       network_bytes_per_second: one-way of one device into the data-centre network.
       scores_again: share of attention's scores done again in the backward pass; NaN
         where it follows from ``remat`` and ``recompute``.
+      away_bytes: bytes of optimizer state of one parameter that rest in the host's
+        memory; ``optimizer_bytes`` is then what of them is on the device at a time.
+      host_bytes_per_second: of one device to its host's memory.
     """
 
     layers: Any
@@ -144,6 +147,8 @@ class Points:
     torus_dims: Any
     network_bytes_per_second: Any
     scores_again: Any = np.nan
+    away_bytes: Any = 0.0
+    host_bytes_per_second: Any = np.inf
 
     def __post_init__(self) -> None:
         columns = {name: np.asarray(getattr(self, name)) for name in names()}

@@ -97,7 +97,9 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
         "stack": STACKS.index("xla"),
         "param_bytes": resting,
         "grad_bytes": resting,
-        "optimizer_bytes": state_bytes(config.optimizer) * _near(config),
+        **_state(config),
+        "host_bytes_per_second": (found.host_bytes_per_second or np.inf)
+        / found.devices_per_chip,
         "remat": REMATS.index(kinds.get(kind, "selective")),
         "recompute": _again(config) + alternates(config.layout),
         "kept": 1.0 if kind == "none" else 1.0 - 0.9 * _again(config),
@@ -106,13 +108,16 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
     }
 
 
-def _near(config: RunConfig) -> float:
-    """The share of optimizer state that is on the device at a time.
+def _state(config: RunConfig) -> dict[str, float]:
+    """Bytes of optimizer state of one parameter: on the device, and on its host.
 
-    Of state that rests in the host's memory one layer's is, and the next on its way.
+    Of state that is away one layer's is on the device, and the next on its way.
     """
-    away = config.layout.mechanism("optimizer", "device") == "host"
-    return min(1.0, 2 / config.model.L) if away else 1.0
+    size = state_bytes(config.optimizer)
+    if config.layout.mechanism("optimizer", "device") != "host":
+        return {"optimizer_bytes": size}
+    near = min(1.0, 2 / config.model.L)
+    return {"optimizer_bytes": size * near, "away_bytes": size}
 
 
 def _model(config: RunConfig) -> dict[str, Any]:

@@ -7,7 +7,9 @@ from contracts.training import Trained, run_of, same
 from scaling_lab import configure
 from scaling_lab.config import validate
 from scaling_lab.cost.memory import memory
+from scaling_lab.cost.predict import predict
 from scaling_lab.cost.runs import points_of
+from scaling_lab.hardware import chip
 from scaling_lab.layouts import IllegalLayout, Layout
 from scaling_lab.optimizers import OptimizerConfig
 
@@ -71,10 +73,15 @@ def test_what_cannot_be_away(words, said):
         validate(configure(target="cpu:8", **words))
 
 
-def test_memory_counts_one_layer_of_it():
+def test_memory_and_time_on_paper():
     words = {"size": "8b", "target": "tpu-v6e:2x4", "batch": 8}
-    held = [
-        memory(points_of([configure(layout=f"fsdp=8{more}", **words)])).hbm_bytes[0]
+    here, away = (
+        points_of([configure(layout=f"fsdp=8{more}", **words)])
         for more in ("", "+offload_optimizer")
-    ]
-    assert held[0] - held[1] == pytest.approx(8 * 8.03e9 / 8 * 30 / 32, rel=0.01)
+    )
+    saved = memory(here).hbm_bytes[0] - memory(away).hbm_bytes[0]
+    assert saved == pytest.approx(8 * 8.03e9 / 8 * 30 / 32, rel=0.01)
+    waits = predict(away).optimizer_seconds[0] - predict(here).optimizer_seconds[0]
+    assert waits == pytest.approx(
+        2 * 8.03e9 / chip("tpu-v6e").host_bytes_per_second, 0.3
+    )

@@ -171,7 +171,8 @@ def test_every_layout_multiplies_the_codes_of_one_device(
     precision, family, layout, tiny, batches, in_float32, alone
 ):
     """Scales are of whole rows and columns. What is left is a code on the border of
-    two, which float32's own rounding may tip: one in thousands."""
+    two, which float32's own rounding may tip: one in thousands, more with every step
+    that parameters have gone apart."""
     parts = {"accumulate": 4} if "stage" in layout else {}
     model = tiny(family, L=4) if "stage" in layout else tiny(family)
     key = (precision, family, bool(parts))
@@ -179,7 +180,9 @@ def test_every_layout_multiplies_the_codes_of_one_device(
         config = run_of(model, Layout({}), precision=precision, **parts)
         alone[key] = Trained(config, batches)
     found = Trained(run_of(model, layout, precision=precision, **parts), batches)
-    same(found, alone[key], loss=1e-5, gradient=5e-3, update=2e-2)
+    first = [trained.metrics[0]["loss"] for trained in (found, alone[key])]
+    np.testing.assert_allclose(*first, rtol=1e-5)
+    same(found, alone[key], loss=2e-4, gradient=1e-2, update=3e-2)
 
 
 def test_bfloat16_around_the_codes(tiny, batches):
