@@ -1,17 +1,23 @@
-"""Over a divided sequence, what do gathered keys and a ring of keys cost as it grows?
+"""Over a divided sequence, what do gathered keys, a ring and exchanged heads cost?
 
 Run:     python -m experiments.context_attention [--lengths 2048 4096 8192] [--json]
-Takes:   about three minutes of two CPU cores, on eight simulated devices.
-Expect:  the same work from both; the ring holds fewer bytes, less of them the longer
-         the row, since no device ever has the keys of all.
+         python -m experiments.context_attention --compiled [--compile] [--json]
+Takes:   about five minutes of two CPU cores, on eight simulated devices; with
+         --compiled seconds, and with --compile too some minutes a step that is not in
+         results/ (extras tpu-compile and gpu-compile).
+Expect:  simulated, about the same work from all; the ring holds fewest bytes, less of
+         them the longer the row, since no device ever has the keys of all. Compiled,
+         exchanged heads (Ulysses) are fastest where whole rows have a better kernel
+         than parts of them: on GPUs, where it is cuDNN's.
 
-Forward and backward passes of one layer's attention, causal, in bfloat16. Bytes are the
-compiled program's, of one device: temporaries, and what it sends. Seconds are those of
-eight devices that share two cores: work, not throughput; they rank nothing.
+Simulated are forward and backward passes of one layer's attention, causal, in bfloat16;
+seconds are those of eight devices that share two cores: work, not throughput; they rank
+nothing. Compiled are whole steps of Llama 8B on 64 chips with rows of 32768 over eight
+of them: seconds of attention and of the step, what is sent over context, and
+temporaries, of one device.
 """
 
 import argparse
-import functools
 import json
 import statistics
 import time
@@ -19,13 +25,30 @@ from pathlib import Path
 from typing import Any
 
 import scaling_lab as lab
+from experiments import _compiled
 
 RESULTS = Path(__file__).parent / "results" / "context_attention.json"
 SHARDS = 8
-CONFIGS = [
-    lab.configure("llama", "33m", layout, "cpu:8", batch=1, length=2048)
-    for layout in (f"context={SHARDS}", f"context={SHARDS}+ring")
+WORDS = ("", "+ring", "+ulysses")
+SIMULATED = [
+    lab.configure("llama", "33m", f"context={SHARDS}{word}", "cpu:8", length=2048)
+    for word in WORDS
 ]
+QKV = "attention/query,attention/key,attention/value,attention/attend"
+COMPILED = [
+    lab.configure(
+        "llama",
+        "8b",
+        f"fsdp=8,context={SHARDS}{word}",
+        target,
+        batch=8,
+        length=32_768,
+        remat=f"save:{QKV}",
+    )
+    for target in ("tpu-v5p:4x4x4", "h100:8x8")
+    for word in WORDS
+]
+CONFIGS = [*SIMULATED, *COMPILED]
 
 
 def main() -> None:
@@ -36,7 +59,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--keep", action="store_true", help="write it to results/")
+    parser.add_argument("--compiled", action="store_true", help="whole steps instead")
+    parser.add_argument("--compile", action="store_true", help="what is not there")
     given = parser.parse_args()
+    if given.compiled or given.compile:
+        _compiled.say(compiled(given.compile), compiled_text, given.json)
+        return
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", SHARDS)
     found = {"rows": [row for n in given.lengths for row in rows(n, given.repeats)]}
@@ -46,11 +74,11 @@ def main() -> None:
 
 
 def rows(length: int, repeats: int) -> list[dict[str, Any]]:
-    """Both mechanisms at one length, taking turns on the clock."""
+    """Every mechanism at one length, taking turns on the clock."""
     import jax
 
     programs = {}
-    for config in CONFIGS:
+    for config in SIMULATED:
         kind = config.layout.mechanism("attend", "gather")
         programs[kind] = program(config, kind, length)
     seconds: dict[str, list[float]] = {kind: [] for kind in programs}
@@ -83,7 +111,8 @@ def program(config: lab.RunConfig, kind: str, length: int) -> tuple[Any, Any]:
 
     mesh = jax.make_mesh((SHARDS,), ("context",), axis_types=(AxisType.Auto,))
     spec = PartitionSpec(None, "context")
-    mechanism = functools.partial(context.MECHANISMS[kind], chunked.KERNEL, "context")
+    kernels = context.Kernels(chunked.attend, chunked.KERNEL)
+    mechanism = context.spread(kind, kernels, "context")
 
     def attend(q: Any, k: Any, v: Any, mask: Any) -> Any:
         arrays = (q, k, v)
@@ -121,6 +150,44 @@ def text(found: dict[str, Any]) -> str:
         lines.append(
             f"{row['length']:7} {row['mechanism']:10} {size:8.1f} MiB "
             f"{row['work_seconds']:7.2f}s"
+        )
+    return "\n".join(lines)
+
+
+def compiled(compiles: bool) -> dict[str, Any]:
+    """Every mechanism in a whole step, from the compilers of two machines."""
+    path = RESULTS.with_suffix(".jsonl")
+    known = _compiled.records(COMPILED, path, compiles)
+    found = []
+    for config in COMPILED:
+        column = known[config.id].compiled if config.id in known else None
+        if column is None:
+            continue
+        axes = column["by_axis"]
+        found.append(
+            {
+                "target": config.target,
+                "mechanism": config.layout.mechanism("attend", "gather"),
+                "step_seconds": column["step_seconds"],
+                "attend_seconds": column["by_verb"]["attention/attend"]["seconds"],
+                "exposed_seconds": column["exposed_seconds"],
+                "context_bytes": axes["context"]["collective_bytes"],
+                "temporary_bytes": column["temporary_bytes"],
+            }
+        )
+    return {"rows": found}
+
+
+def compiled_text(found: dict[str, Any]) -> str:
+    """The answer as a table to read."""
+    head = ("target", "mechanism", "step", "attention", "exposed", "sent", "held")
+    lines = ["{:14} {:9} {:>8} {:>10} {:>9} {:>9} {:>9}".format(*head)]
+    for row in found["rows"]:
+        lines.append(
+            f"{row['target']:14} {row['mechanism']:9} {row['step_seconds']:7.2f}s "
+            f"{row['attend_seconds']:9.2f}s {row['exposed_seconds']:8.2f}s "
+            f"{row['context_bytes'] / 1e9:6.1f} GB "
+            f"{row['temporary_bytes'] / 1e9:6.1f} GB"
         )
     return "\n".join(lines)
 

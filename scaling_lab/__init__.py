@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from scaling_lab.layouts import names as layout_names
     from scaling_lab.models import size as model
     from scaling_lab.plan import best_layouts as best_layouts
+    from scaling_lab.studies import fit as fit
     from scaling_lab.studies import frame as records
     from scaling_lab.studies import report as report
     from scaling_lab.sweep import compile_run as compile_run
@@ -44,6 +45,7 @@ _DOOR = {
     "compile_step": ("sweep", "compile_step"),
     "configure": ("config", "configure"),
     "explain": ("cost", "explain"),
+    "fit": ("studies", "fit"),
     "grid": ("sweep", "grid"),
     "layout_names": ("layouts", "names"),
     "model": ("models", "size"),
@@ -63,6 +65,7 @@ __all__ = [
     "compile_step",
     "configure",
     "explain",
+    "fit",
     "grid",
     "layout_names",
     "model",

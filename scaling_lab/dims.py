@@ -31,6 +31,7 @@ ALPHABET: dict[str, str] = {
     "U": "value head width",
     "M": "microbatches",
     "Z": "stages",
+    "I": "place inside a block of positions",
 }
 
 #: The axes a mesh may have, in the order meshes are built: slowest links first.

@@ -11,7 +11,17 @@ import pytest
 from hypothesis import strategies as some
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from scaling_lab.parallel import attention, chunked, context, flash, masks, mosaic
+from scaling_lab.parallel import (
+    attention,
+    chunked,
+    context,
+    flash,
+    masks,
+    mosaic,
+    splash,
+)
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 LENGTH, BLOCK = 128, 16
 #: Documents of two rows; none ends where a shard or a block does.
@@ -113,12 +123,16 @@ def test_decoding_and_a_prefix_are_not_for_the_kernel_of_tpus():
 # --- Divided sequences
 
 
-def spread(mechanism, shards, kernel=chunked.KERNEL):
+#: Right only where rows stand in order, as a kernel of one device may take them to.
+WHOLE = functools.partial(attention.blockwise, block=BLOCK)
+
+
+def spread(mechanism, shards, kernel=chunked.KERNEL, whole=WHOLE):
     mesh = Mesh(
         np.array(jax.devices()[:shards]), ("context",), axis_types=(AxisType.Auto,)
     )
     rows = PartitionSpec(None, "context")
-    attend = functools.partial(context.MECHANISMS[mechanism], kernel, "context")
+    attend = context.spread(mechanism, context.Kernels(whole, kernel), "context")
     return jax.shard_map(
         attend, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False
     )
@@ -139,6 +153,22 @@ def test_divided_sequences_attend_as_whole_ones(mechanism, shards, kind, monkeyp
     wanted = result_and_gradients(attention.dense, mask_of(kind, batch), *given)
     attend = jax.jit(functools.partial(result_and_gradients, spread(mechanism, shards)))
     found = attend(mask_of(kind, turned(batch, order)), *turned(given, order))
+    same(found, turned(wanted, order), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "shards"),
+    [(8, 2, 4), (8, 4, 2), (12, 6, 4), (12, 4, 6), (8, 1, 8)],
+)
+def test_every_shard_gets_the_key_value_heads_of_its_queries(heads, kv_heads, shards):
+    """As many as shards, more, fewer, and groups that straddle two of them."""
+    length = 48
+    given = arrays(length, heads, kv_heads)
+    batch, order = packed(((48,), (31, 17))), context.zigzag(length, shards)
+    wanted = result_and_gradients(attention.dense, masks.causal_mask(batch), *given)
+    attend = spread("ulysses", shards, whole=attention.dense)
+    attend = jax.jit(functools.partial(result_and_gradients, attend))
+    found = attend(masks.causal_mask(turned(batch, order)), *turned(given, order))
     same(found, turned(wanted, order), 1e-5)
 
 
@@ -164,7 +194,8 @@ def test_divided_sequences_in_the_kernel_for_tpus(mechanism, monkeypatch):
     given, batch = arrays(length), packed(((200, 312), (401, 11, 100)))
     order = context.zigzag(length, 2)
     wanted = result_and_gradients(attention.dense, masks.causal_mask(batch), *given)
-    attend = spread(mechanism, 2, INTERPRETED)
+    whole = functools.partial(splash.attend, interpret=True)
+    attend = spread(mechanism, 2, INTERPRETED, whole)
     attend = jax.jit(functools.partial(result_and_gradients, attend))
     found = attend(masks.causal_mask(turned(batch, order)), *turned(given, order))
     same(found, turned(wanted, order), 1e-5)

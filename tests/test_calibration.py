@@ -136,6 +136,8 @@ def test_stages_and_rings_are_priced(call):
     assert piped["products"] == pytest.approx(plain["products"], rel=0.05)
     rings = seconds("context=4,fsdp=16")
     assert rings["context exposed"] > 0 and rings["bubble"] == 0
+    whole = seconds("context=4,fsdp=16+ulysses")
+    assert 0 < whole["context exposed"] != rings["context exposed"]
 
 
 @pytest.mark.parametrize(

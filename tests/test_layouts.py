@@ -1,6 +1,7 @@
 """Layouts: what is refused and how it is said, specs, key-value heads, meshes."""
 
 import json
+import re
 
 import jax
 import pytest
@@ -244,6 +245,20 @@ def test_an_axis_that_divides_nothing():
     assert "axis context=2 divides nothing of this model" in message_of(
         legality, layout
     )
+
+
+@pytest.mark.parametrize(
+    ("heads", "layout", "said"),
+    [
+        (8, "context=16+ulysses", "N=8 .* over context=16 .* nearest .*: 4, 8; or"),
+        (12, "context=4,tensor=2+ulysses", "context=4 × tensor=2 .*, and 8 .*: 2, 3"),
+        (2, "context=2,tensor=2+ulysses", "each; leave .ulysses out: keys are then"),
+    ],
+)
+def test_positions_are_exchanged_for_whole_heads(heads, layout, said):
+    sizes = SIZES | {"N": heads, "K": 2, "T": 64}
+    assert re.search(said, message_of(legality, layouts.parse(layout), sizes))
+    legality(layouts.parse(layout.removesuffix("+ulysses")), sizes)
 
 
 def test_a_parameter_named_against_its_shape():

@@ -44,6 +44,7 @@ PLAIN = dict.fromkeys(names(), 1) | {
     "precision": 0,
     "offload": 0,
     "recompute": 0,
+    "near_again": 0,
     "param_bytes": 4,
     "grad_bytes": 4,
     "optimizer_bytes": 8,

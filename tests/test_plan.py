@@ -91,6 +91,8 @@ def test_every_candidate_is_legal_one_by_one():
         sizes_ = ("data", "fsdp", "tensor", "context", "stage")
         assert math.prod(row[axis] for axis in sizes_) == 32
         assert model.n_heads % row["tensor"] == 0
+        assert row["ulysses"] == 0 or row["context"] > 1
+        assert not row["ulysses"] or 64 % (row["context"] * row["tensor"]) == 0
         assert model.d_ff % row["tensor"] == model.vocab % row["tensor"] == 0
         assert not model.kv_heads % row["tensor"] or not row["tensor"] % model.kv_heads
         assert 8 % row["tensor"] == 0  # stays inside a node
@@ -202,7 +204,7 @@ def test_experts_are_a_subgroup():
     assert set(found.table["expert"]) == {1, 2, 4, 8}
     group = found.table["data"] * found.table["fsdp"] * found.table["context"]
     assert not np.any(group % found.table["expert"])
-    assert not np.any(found.table["policy"] == 3)  # names verbs it does not have
+    assert "ffn/experts/up" in policy_of(asked, 3)  # where a dense model has ffn/up
 
 
 def test_policies_name_verbs_of_the_model():
@@ -784,6 +786,29 @@ def test_unequal_stages_are_named():
     for tool, said in (("maxtext", "pad to 128 layers"), ("megatron", "-layout")):
         notes = " ".join(emit.flags(tool, asked, choice).unmapped)
         assert "126 layers over 16 unequal parts" in notes and said in notes
+
+
+@pytest.mark.parametrize(
+    ("target", "exchanged"), [("h100:8x8", True), ("tpu-v5p:4x4x4", False)]
+)
+def test_long_rows_go_to_the_kernel_that_takes_them(target, exchanged):
+    """cuDNN's takes whole rows; a TPU's takes parts of them too, and moves less."""
+    asked = question(target=target, batch=8, length=131_072, axes=TRAINED)
+    first = plan.plan(asked, top=1).choices[0]
+    assert first.mesh["context"] > 1
+    assert ("+ulysses" in first.layout) == exchanged
+
+
+def test_positions_for_heads_are_named():
+    """By what does it, and among what the others cannot do."""
+    asked = question(size="70b", target="h100:8x8", batch=64, length=8192)
+    choice = choice_of(asked, context=4, ulysses=1, stage=1)
+    assert "context=4" in choice.layout and choice.layout.endswith("+ulysses")
+    told = {tool: emit.flags(tool, asked, choice) for tool in emit.tools()}
+    assert told["megatron"].values["cp-comm-type"] == "a2a"
+    for tool in ("maxtext", "torchtitan"):
+        assert any("positions for heads" in note for note in told[tool].unmapped)
+    assert choice.trained and plan.config_of(asked, choice).layout.bind
 
 
 def test_there_are_three_tools():

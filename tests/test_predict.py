@@ -15,6 +15,7 @@ from scaling_lab.cost.communication import Wires
 from scaling_lab.cost.efficiencies import PRIORS, Calibration
 from scaling_lab.cost.fit import fit, half_width, held_out
 from scaling_lab.cost.machines import machine_columns, peak_of
+from scaling_lab.cost.memory import memory
 from scaling_lab.cost.points import SCHEDULES, Points, names
 from scaling_lab.cost.predict import parts_of, predict
 from scaling_lab.cost.runs import points_of
@@ -182,6 +183,25 @@ def test_an_axis_that_leaves_the_node_pays_the_network():
     assert waited(network_bytes_per_second=5e9) > 4 * waited()
     joined = waited(network_bytes_per_second=5e9, scale_up=72)
     assert joined == pytest.approx(waited(scale_up=72))
+
+
+def test_fewer_bits_on_a_slow_network():
+    """ZeRO++ moves a quarter between nodes, and a second copy of the weights rests."""
+    base = seventy(grad_bytes=2, microbatch_seqs=1, network_bytes_per_second=1e8)
+    less = base.replace(gathered_bytes=1, near_again=1, reduced_bytes=0.5)
+    before, after = (predict(p).communication_seconds["fsdp"][0] for p in (base, less))
+    assert after == pytest.approx(before / 4, rel=0.06)
+    copy = memory(less).parameter_bytes[0] - memory(base).parameter_bytes[0]
+    assert copy == pytest.approx(2 * 70.55e9 / 8, rel=0.01)
+
+
+def test_a_ring_takes_its_hops():
+    """However little it carries: 56 hops within nodes, 7 between them, and a start."""
+    points = seventy(fsdp=64)
+    wires = Wires(points, shapes_of(points), Calibration())
+    seconds = wires.collective("fsdp", points.fsdp, np.zeros(1))[0]
+    assert seconds == pytest.approx(8.4e-6 + 56 * 3.4e-6 + 7 * 14e-6)
+    assert wires.collective("fsdp", np.ones(1), np.ones(1))[0] == 0
 
 
 # --- The scaling book's answers

@@ -134,6 +134,23 @@ def test_software_by_what_it_is_called(framework, technique, wanted):
     assert STACKS[int(points.stack[0])] == wanted
 
 
+@pytest.mark.parametrize(
+    ("technique", "wanted"),
+    [
+        ("ZeRO-3 baseline", (2.0, 2.0, 0.0, 8)),
+        ("ZeRO++", (1.0, 0.5, 1.0, 8)),
+        ("ZeRO++ (qwZ+hpZ+qgZ, hpz=16)", (1.0, 0.5, 1.0, 16)),
+        ("ZeRO++ (qgZ alone)", (2.0, 0.5, 0.0, 8)),
+    ],
+)
+def test_what_deepspeed_moves(technique, wanted):
+    """Bytes of a weight and of a gradient, a second gather nearby, a node's GPUs."""
+    points, _ = read(framework="DeepSpeed", technique=technique)
+    columns = ("gathered_bytes", "reduced_bytes", "near_again", "scale_up")
+    assert tuple(getattr(points, name)[0] for name in columns) == wanted
+    assert np.isnan(read(technique=technique)[0].reduced_bytes[0]) == (wanted[1] == 2)
+
+
 def test_full_remat_skips_the_last_product_under_xla_alone():
     eager, _ = read(remat="full")
     ours, _ = read(remat="full", framework="jax")

@@ -97,6 +97,8 @@ def test_nor_one_that_is_composed(text, remat, tiny):
         ("fsdp=2,context=4", "full"),
         ("data=2,context=4+ring", "none"),
         ("fsdp=2,context=2,tensor=2+sequence+ring", "full"),
+        ("fsdp=2,context=2,tensor=2+sequence+ulysses", "full"),
+        ("context=8+ulysses", "none"),
     ],
 )
 def test_nor_over_a_divided_sequence(text, remat, tiny):

@@ -22,6 +22,8 @@ GROUPS = (
     "hopper",
     "blackwell",
 )
+#: A group of two rows, whose network no row names: its bar is the look-up's alone.
+FEW = ("volta",)
 
 pytestmark = pytest.mark.slow
 
@@ -31,17 +33,17 @@ def scores(shared):
     return score_predictions.score(shared / "data")
 
 
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("group", (*GROUPS, *FEW))
 def test_two_thirds_of_a_look_up(scores, group):
     found = scores["groups"][group]
-    assert found["rows"] >= 20
+    assert found["rows"] >= (2 if group in FEW else 20)
     assert found["model"]["median"] <= found["look-up"]["median"] * 2 / 3
     assert found["model"]["median"] <= found["median of kind"]["median"]
 
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_errors_stay_where_they_are(scores, group):
-    reached = {"all": 0.095, "moe": 0.125, "low precision": 0.125, "hopper": 0.11}
+    reached = {"all": 0.09, "moe": 0.125, "hopper": 0.095, "ampere": 0.085}
     assert scores["groups"][group]["model"]["median"] < reached.get(group, 0.115)
 
 

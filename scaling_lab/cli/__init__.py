@@ -11,6 +11,7 @@ from rich.console import Console
 from scaling_lab.cli import (
     compile,
     diff,
+    fit,
     plan,
     predict,
     schedule,
@@ -31,6 +32,8 @@ VERBS = {
     "plan": plan.plan,
     "schedule": schedule.schedule,
     "calibrate": predict.calibrate,
+    "fit": fit.fit,
+    "laws": fit.laws,
     "layouts": show.layouts,
     "models": show.models,
 }

@@ -27,7 +27,13 @@ FLAGS: tuple[tuple[str, Any, Any, str], ...] = (
     ("length", int, 256, "Tokens per sequence."),
     ("steps", int, 20, "Optimizer steps."),
     ("seed", int, 0, "Of the parameters and of the data's order."),
-    ("remat", str, "none", "none, full, save:VERB,VERB or recompute:VERB,VERB."),
+    (
+        "remat",
+        str,
+        "none",
+        "none, full, save:VERB,VERB, recompute:VERB,VERB, or 'save:VERB;offload:VERB' "
+        "with the host's memory.",
+    ),
     (
         "precision",
         str | None,
@@ -50,7 +56,7 @@ FLAGS: tuple[tuple[str, Any, Any, str], ...] = (
         "precision of arithmetic.",
     ),
     ("accumulate", int, 1, "Microbatches per step."),
-    ("stack", str, "auto", "Layers as scan, unroll, or auto."),
+    ("stack", str, "auto", "Layers as scan, scan:4 (four in a turn), unroll, or auto."),
     ("axis_type", str, "auto", "Of the mesh: auto or explicit."),
     ("optimizer", str, "adamw", "adamw, adafactor, lion or muon."),
     (
@@ -68,6 +74,13 @@ FLAGS: tuple[tuple[str, Any, Any, str], ...] = (
     ("loss_chunks", int | None, None, "Chunks of the vocabulary in the loss."),
     ("layers", int | None, None, "Layers, instead of the size's."),
     ("vocabulary", int | None, None, "Vocabulary, instead of the size's."),
+    (
+        "mask",
+        str | None,
+        None,
+        "What layers see of a document: causal, window=128, window=128,global=4 (every "
+        "fourth layer sees all), chunk=256, prefix=64 or blocks=MAP.json.",
+    ),
     ("tokenizer", str, "byte", "byte, bpe:8192, or a tokenizer.json."),
     ("held_out_fraction", float, 0.05, "Share of the text kept for evaluation."),
     ("evaluate_batches", int, 4, "Held-out batches of an evaluation."),

@@ -182,9 +182,14 @@ def _found(row: Any) -> str:
 
 
 def _label(config: Any) -> str:
+    from scaling_lab import models
+
+    mask = models.sight(config.model).text
+    seen = "" if mask == "causal" else f", mask {mask}"
     return (
         f"{config.family} {config.size}  {config.layout.name}  batch {config.batch} × "
         f"{config.length}, seed {config.seed}, remat {config.remat}, {config.precision}"
+        f"{seen}"
     )
 
 

@@ -2,6 +2,14 @@
 
 from scaling_lab.config.ask import configure, with_data
 from scaling_lab.config.run import RunConfig
-from scaling_lab.config.validate import check_remat, validate
+from scaling_lab.config.validate import PRECISIONS, check_remat, together, validate
 
-__all__ = ["RunConfig", "check_remat", "configure", "validate", "with_data"]
+__all__ = [
+    "PRECISIONS",
+    "RunConfig",
+    "check_remat",
+    "configure",
+    "together",
+    "validate",
+    "with_data",
+]

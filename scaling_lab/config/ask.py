@@ -13,6 +13,7 @@ from scaling_lab.hardware import Target, parse_target
 from scaling_lab.layouts import parse
 from scaling_lab.names import one_of
 from scaling_lab.optimizers import OptimizerConfig
+from scaling_lab.parallel.sight import Sight
 
 _RUN = {field.name for field in dataclasses.fields(RunConfig)} - {
     "model",
@@ -45,7 +46,8 @@ def configure(
       devices: of a local target; sizes a layout given by name alone.
       words: fields of `RunConfig` and `OptimizerConfig`; ``optimizer`` is a name,
         ``data`` a name or paths, ``tokenizer`` and ``held_out_fraction`` the data's,
-        ``layers`` and ``vocabulary`` replace the size's. Unless it is given,
+        ``layers`` and ``vocabulary`` replace the size's, and ``mask`` says what layers
+        see, in the words of `parallel.sight.Sight.parse`. Unless it is given,
         ``precision`` is float32 on the host's processor and the devices present, and
         bfloat16 on a TPU or GPU that is named; parameters are float32 everywhere.
         ``xla_flags`` are flags, or the name of a set of the chip's (``overlap``).
@@ -54,7 +56,7 @@ def configure(
       ValueError: an unknown word, with the nearest that are known.
     """
     model = models.size(family, size)
-    extra = ("optimizer", "data", "tokenizer", "held_out_fraction", *_MODEL)
+    extra = ("optimizer", "data", "tokenizer", "held_out_fraction", "mask", *_MODEL)
     for word in words:
         one_of("option", word, sorted({*_RUN, *_OPTIMIZER, *extra}))
     # To every word but one, None is silence; to clip it means never.
@@ -62,6 +64,9 @@ def configure(
         w: v for w, v in words.items() if v is not None or w == "clip"
     }
     changes = {_MODEL[word]: given[word] for word in _MODEL if word in given}
+    model = dataclasses.replace(model, **changes)
+    if "mask" in given:
+        model = models.seeing(model, Sight.parse(given["mask"]))
     machine = parse_target(target)
     count = machine.devices or devices
     if machine.chip is not None and machine.chip.name != "cpu":
@@ -69,7 +74,7 @@ def configure(
     if "xla_flags" in given:
         given["xla_flags"] = _flags(given["xla_flags"], machine)
     return RunConfig(
-        model=dataclasses.replace(model, **changes),
+        model=model,
         layout=parse(layout, count),
         target=target,
         optimizer=_optimizer(given),

@@ -18,6 +18,7 @@ from scaling_lab.models.ops import RopeScaling
 from scaling_lab.names import one_of
 from scaling_lab.optimizers import OptimizerConfig, resting
 from scaling_lab.parallel.low_precision import RECIPES
+from scaling_lab.parallel.sight import Sight
 from scaling_lab.parallel.verbs import Routing
 
 #: Of the hash; raised only when old configs would mean something else.
@@ -34,7 +35,8 @@ class RunConfig:
       target: the machine, as `hardware.parse_target` reads it; ``local`` is this one.
       batch: global, in sequences. length: tokens per sequence.
       steps: optimizer steps. seed: of parameters and of the data's order.
-      remat: ``none``, ``full``, ``save:VERB,…`` or ``recompute:VERB,…``.
+      remat: ``none``, ``full``, ``save:VERB,…``, ``recompute:VERB,…`` or, to the host,
+        ``offload:VERB,…``; see `parallel.policies`.
       precision: dtype of arithmetic.
         ``int8`` and ``float8`` (``fp8``) multiply weights in 8 bits, see
         `parallel.low_precision`; the rest is bfloat16.
@@ -43,7 +45,8 @@ class RunConfig:
       reduce: dtype that gradients of matrices are summed over devices in; ``None`` is
         that of arithmetic.
       accumulate: microbatches per step, one after another.
-      stack: layers scanned, unrolled, or whichever suits the backend.
+      stack: layers scanned (``scan:4``, four in a turn), unrolled, or whichever suits
+        the backend.
       axis_type: of the mesh; ``explicit`` is JAX's sharding in types.
       z_loss: weight of the squared log-normaliser (PaLM, section 5).
       loss_chunks: chunks of the vocabulary the loss is cut into; ``None`` decides.
@@ -154,6 +157,8 @@ class RunConfig:
             model["rope_scaling"] = RopeScaling(**model["rope_scaling"])
         if isinstance(model.get("routing"), Mapping):
             model["routing"] = _build(Routing, model["routing"])
+        if isinstance(model.get("mask"), Mapping):
+            model["mask"] = Sight.from_json(model["mask"])
         fields: dict[str, Any] = {
             "model": _build(family.Config, model),
             "layout": Layout.from_json(data.pop("layout")),

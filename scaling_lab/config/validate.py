@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from scaling_lab import dims
+from scaling_lab import dims, models
 from scaling_lab.config.run import RunConfig
 from scaling_lab.layouts import IllegalLayout, check, check_stages, stages_of
 from scaling_lab.names import one_of
 from scaling_lab.optimizers import make
 from scaling_lab.optimizers.rounding import RESTING
+from scaling_lab.parallel import policies
 from scaling_lab.parallel.low_precision import RECIPES
 
 PRECISIONS = ("float32", "bfloat16", *RECIPES)
 #: What gradients may be summed over devices in.
 REDUCED = ("float32", "bfloat16")
 STACKS = ("auto", "scan", "unroll")
+#: Scanned layers of which so many stand in one turn of the loop: ``scan:4``.
+TOGETHER = re.compile(r"scan:([1-9]\d*)")
 AXIS_TYPES = ("auto", "explicit")
 
 
@@ -33,13 +37,13 @@ def validate(config: RunConfig, devices: int | None = None) -> None:
     for field, known in (
         ("precision", PRECISIONS),
         ("parameters", RESTING),
-        ("stack", STACKS),
         ("axis_type", AXIS_TYPES),
     ):
         one_of(field, getattr(config, field), known)
     if config.reduce is not None:
         one_of("reduce", config.reduce, REDUCED)
     _check_precision(config)
+    _check_stack(config)
     _check_parts("batch", config.batch, "accumulate", config.accumulate)
     if config.loss_chunks is not None and not 1 <= config.loss_chunks <= config.model.V:
         raise ValueError(
@@ -53,6 +57,10 @@ def validate(config: RunConfig, devices: int | None = None) -> None:
             f"{config.family} {config.size}; use --length {longest} or less"
         )
     _check_widths(config.model)
+    sight = models.sight(config.model)
+    sight.check()
+    sight.check_length(config.length)
+    _check_choice(config)
     _check_experts(config)
     make(config.optimizer, config.steps)
     _check_away(config)
@@ -71,13 +79,21 @@ def check_remat(policy: str, verbs: list[str]) -> None:
     """Raises unless a remat policy's names are verbs of the model.
 
     Raises:
-      ValueError: an unknown policy or verb, with the nearest.
+      ValueError: an unknown policy or verb, with the nearest; attention offloaded.
     """
-    kind, _, names = policy.partition(":")
-    one_of("remat", kind, ("none", "full", "save", "recompute"))
-    if kind in ("save", "recompute"):
-        for name in names.split(","):
-            one_of(f"verb in remat {policy!r}", name, verbs)
+    for part in policy.split(";"):
+        kind, _, names = part.partition(":")
+        one_of("remat", kind, policies.KINDS)
+        if kind not in ("none", "full"):
+            for name in names.split(","):
+                one_of(f"verb in remat {policy!r}", name, verbs)
+    for name in policies.parse(policy).offloaded:
+        if name.rpartition("/")[2] == "attend":
+            raise ValueError(
+                f"remat {policy!r}: a kernel's normalisers go with what {name} "
+                f"returns, and they are not offloaded yet; say save:{name}, or leave "
+                "it to be made again"
+            )
 
 
 def _check_ranges(config: RunConfig) -> None:
@@ -180,6 +196,45 @@ def _check_experts(config: RunConfig) -> None:
         raise ValueError(
             "routing choice='expert' gives each expert a full queue, and +capacity "
             "would cut it again; leave +capacity out, or say choice='token'"
+        )
+
+
+def _check_choice(config: RunConfig) -> None:
+    if models.sight(config.model).top is None:
+        return
+    if config.layout.spec("acts", "BT")[1]:
+        raise IllegalLayout(
+            f"layout {config.layout.name!r}: blocks are chosen from all of a row, and "
+            "here devices hold parts of it; divide heads instead, as tensor=2, or say "
+            "--mask window=128"
+        )
+    if config.axis_type == "explicit":
+        raise IllegalLayout(
+            "blocks that a model chooses are gathered by the compiler's own placement, "
+            "which leaves explicit axes alone; use --axis-type auto"
+        )
+
+
+def together(stack: str) -> int:
+    """Layers in one turn of the loop over them."""
+    found = TOGETHER.fullmatch(stack)
+    return int(found[1]) if found else 1
+
+
+def _check_stack(config: RunConfig) -> None:
+    found = TOGETHER.fullmatch(config.stack)
+    if found is None:
+        one_of("stack", config.stack, (*STACKS, "scan:2"))
+        return
+    if stages_of(config.layout) > 1:
+        raise IllegalLayout(
+            f"layout {config.layout.name!r}: a stage scans its own layers one by one; "
+            f"stack {config.stack} is for layouts without stages, say scan or unroll"
+        )
+    if int(found[1]) > config.model.L:
+        raise ValueError(
+            f"stack {config.stack!r}: there are L={config.model.L} layers; say "
+            f"scan:{config.model.L} or less, or unroll"
         )
 
 

@@ -8,16 +8,23 @@ Three books, by the software that runs (`points.STACKS`):
   Transformer Models), equations 1 to 4, with what a gate and grouped heads change.
 * everything else: Megatron's without dropout.
 
-A policy is written as in a run: ``none``, ``full`` or ``save:VERB,VERB``.
+A policy is written as in a run: ``none``, ``full`` or ``save:VERB,VERB``, with
+``offload:VERB`` for what rests in the host's memory.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
+from scaling_lab.cost.blocks import (
+    BLOCK_VERBS,
+    WHOLE,
+    feed_forward_width,
+    sparse_layers,
+    verbs,
+)
 from scaling_lab.cost.points import PRECISIONS, STACKS, Points
+from scaling_lab.parallel import policies
 
 #: Dropout's masks, one byte an element: after attention and after the feed-forward.
 DROPOUT_BYTES = 2
@@ -33,52 +40,6 @@ NORM_WIDE, NORM_NARROW, FFN_GATED, FFN_PLAIN = 2, 2, 3, 6
 LANES = 128
 
 Array = np.ndarray
-
-
-class Verb(NamedTuple):
-    """A verb of a block: numbers it returns and FLOPs it does, of one token."""
-
-    elements: Array
-    between: bool
-    flops: Array
-
-
-def verbs(points: Points) -> dict[str, Verb]:
-    """The verbs of a block by name, before division over any axis.
-
-    ``between`` marks results of the model's width, which sequence parallelism divides
-    and tensor parallelism does not. Attention is causal; FLOPs are forward.
-    """
-    width, inner = points.d_model, feed_forward_width(points)
-    queries = points.n_heads * points.head_dim
-    keys = points.kv_heads * points.head_dim
-    far = np.where(points.window > 0, np.minimum(points.window, points.seq_len), 0)
-    seen = points.seq_len / 2 * (1 - points.window_share) + points.window_share * far
-    none = np.zeros(len(points))
-    return {
-        "attention/attention_norm": Verb(width, True, none),
-        "attention/query": Verb(queries, False, 2 * width * queries),
-        "attention/key": Verb(keys, False, 2 * width * keys),
-        "attention/value": Verb(keys, False, 2 * width * keys),
-        "attention/attend": Verb(queries, False, 4 * queries * seen),
-        "attention/out": Verb(width, True, 2 * width * queries),
-        "ffn/ffn_norm": Verb(width, True, none),
-        "ffn/gate": Verb(inner * points.gated, False, 2 * width * inner * points.gated),
-        "ffn/up": Verb(inner, False, 2 * width * inner),
-        "ffn/down": Verb(width, True, 2 * width * inner),
-    }
-
-
-def feed_forward_width(points: Points) -> Array:
-    """Feed-forward columns a token goes through, averaged over the layers."""
-    routed = points.top_k * points.expert_d_ff + points.shared_d_ff
-    sparse = sparse_layers(points) / np.maximum(points.layers, 1)
-    return sparse * routed + (1 - sparse) * points.d_ff
-
-
-def sparse_layers(points: Points) -> Array:
-    """How many layers have experts."""
-    return np.where(points.n_experts > 0, points.layers - points.dense_layers, 0.0)
 
 
 def parts(points: Points) -> tuple[Array, Array, Array]:
@@ -100,6 +61,7 @@ def verb_bytes(points: Points, name: str) -> Array:
     between, inside, keys = parts(points)
     over = between if verb.between else inside
     over = keys if name in ("attention/key", "attention/value") else over
+    over = 1.0 if name in WHOLE else over
     return verb.elements * itemsize(points) / over
 
 
@@ -147,29 +109,40 @@ def score_bytes(points: Points) -> Array:
 
 
 def kept_bytes(points: Points, policy: str) -> Array:
-    """Bytes that a block keeps of one token under a policy, of our own stack.
+    """Bytes that a block keeps of one token under a policy, wherever, in our own stack.
 
     Raises:
       ValueError: not ``none``, ``full`` or ``save:`` with verbs of a block.
     """
-    kind, _, names = policy.partition(":")
-    if kind == "none":
+    if policy == "none":
         return whole_bytes(points)
     total = input_bytes(points)
-    for name in _saved(kind, names, policy):
+    for name in _read(policy).kept:
         total = total + verb_bytes(points, name)
     return total
+
+
+def offloaded_share(points: Points, policy: str) -> Array:
+    """The share of what is kept that rests in the host's memory.
+
+    Raises:
+      ValueError: as `kept_bytes`.
+    """
+    away = np.zeros(len(points))
+    for name in _read(policy).offloaded:
+        away = away + verb_bytes(points, name)
+    return away / kept_bytes(points, policy)
 
 
 def recomputed_share(points: Points, policy: str) -> Array:
     """The share of a block's forward FLOPs that its backward pass does again.
 
-    A block's last product is never among them: its result is the next block's input.
+    A block's last result is the next block's input, so it is never among them. An
+    expert's last product is: its rows are weighed before they are summed.
     """
-    kind, _, names = policy.partition(":")
-    if kind == "none":
+    if policy == "none":
         return np.zeros(len(points))
-    saved = set(_saved(kind, names, policy))
+    saved = _read(policy).kept
     found = verbs(points)
     total = sum((verb.flops for verb in found.values()), np.zeros(len(points)))
     again = np.zeros(len(points))
@@ -189,31 +162,18 @@ def is_stack(points: Points, name: str) -> Array:
     return points.stack == STACKS.index(name)
 
 
-def _saved(kind: str, names: str, policy: str) -> list[str]:
-    listed = [name for name in names.split(",") if name]
-    if kind == "full" and not listed:
-        return []
-    wrong = [name for name in listed if name not in BLOCK_VERBS]
-    if kind != "save" or wrong or not listed:
-        raise ValueError(
-            f"remat {policy!r}: write none, full, or save: with verbs of a block, "
-            f"which are {', '.join(BLOCK_VERBS)}"
-        )
-    return listed
-
-
-BLOCK_VERBS = (
-    "attention/attention_norm",
-    "attention/query",
-    "attention/key",
-    "attention/value",
-    "attention/attend",
-    "attention/out",
-    "ffn/ffn_norm",
-    "ffn/gate",
-    "ffn/up",
-    "ffn/down",
-)
+def _read(policy: str) -> policies.Policy:
+    said = (
+        f"remat {policy!r}: write none, full, or save: and offload: with verbs of a "
+        f"block, which are {', '.join(BLOCK_VERBS)}"
+    )
+    try:
+        found = policies.parse(policy)
+    except ValueError as error:
+        raise ValueError(said) from error
+    if found.kind == "recompute" or any(n not in BLOCK_VERBS for n in found.kept):
+        raise ValueError(said)
+    return found
 
 
 def _ours(points: Points) -> Array:

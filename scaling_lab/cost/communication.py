@@ -8,6 +8,11 @@ from scaling_lab.cost.efficiencies import Calibration
 from scaling_lab.cost.points import Points
 from scaling_lab.cost.shapes import Column, Shapes
 
+#: Seconds to start a ring, and of each of its hops within the scale-up network and
+#: out of it: NCCL's tuning model (src/graph/tuning.cc, rings, protocol Simple), and on
+#: a torus a hop of jax-ml/scaling-book (sharding.md).
+_START, _NEAR_HOP, _FAR_HOP, _TORUS_HOP = 8.4e-6, 3.4e-6, 14e-6, 1e-6
+
 
 class Wires:
     """Prices collectives: where an axis falls says which links it has.
@@ -47,18 +52,51 @@ class Wires:
             size > 1, payload * (size - 1) / size / self.rate(axis, size), 0.0
         )
 
+    def collective(self, axis: str, size: Column, payload: Column) -> Column:
+        """The same with the hops that it takes however little it carries."""
+        hops = np.where(size > 1, self.hops(axis, size), 0.0)
+        return self.ring(axis, size, payload) + hops
+
+    def hops(self, axis: str, size: Column) -> Column:
+        """Seconds that a ring takes however little it carries."""
+        members = np.clip(np.floor(self.p.scale_up / self.stride[axis]), 1, size)
+        nodes = size / members
+        switched = _START + (size - nodes) * _NEAR_HOP + (nodes - 1) * _FAR_HOP
+        # A torus goes round both ways, along each of its axes in turn.
+        dims = np.maximum(self.p.torus_dims, 1)
+        torus = _TORUS_HOP * (1 + dims * size ** (1 / dims) / 2)
+        return np.where(self.p.torus_dims > 0, torus, switched)
+
+    def exchange(self, axis: str, size: Column, payload: Column) -> Column:
+        """All-to-all of so many bytes of one device."""
+        p = self.p
+        # Round a ring a quarter of what it takes to bring everybody everything.
+        round_ring = self.ring(axis, size, payload * size) / 4
+        members = np.clip(np.floor(p.scale_up / self.stride[axis]), 1, size)
+        near = payload * (size - 1) / size / self.link
+        far = payload * (1 - members / size) / self.network
+        switched = np.where(size > 1, np.maximum(near, far), 0.0)
+        return np.where(p.torus_dims > 0, round_ring, switched)
+
     def tensor(self) -> Column:
         """One block's gathers and scatters of activations, forward."""
         p = self.p
         payload = self.s.tokens * p.d_model * 2
         dense = 1 - self.s.moe_layers / p.layers
-        return self.ring("tensor", p.tensor, payload) * 2 * (1 + dense)
+        return self.collective("tensor", p.tensor, payload) * 2 * (1 + dense)
 
     def context(self) -> Column:
-        """One block's keys and values passed round, forward."""
+        """One block's keys and values passed round, or all exchanged, forward."""
         p = self.p
-        payload = 2 * p.kv_heads * p.head_dim / p.tensor * self.s.tokens * 2 * p.context
-        return self.ring("context", p.context, payload)
+        one = 2 * p.head_dim * self.s.tokens
+        payload = 2 * p.kv_heads / p.tensor * one * p.context
+        keys = np.maximum(p.kv_heads / p.tensor, p.context)
+        sent = 2 * (p.n_heads / p.tensor + keys) * one
+        return np.where(
+            p.ulysses > 0,
+            self.exchange("context", p.context, sent),
+            self.collective("context", p.context, payload),
+        )
 
     def experts(self) -> Column:
         """One block's dispatch and combine, forward."""
@@ -75,14 +113,29 @@ class Wires:
         return np.where(size > 1, 2 * np.maximum(near, far), 0.0)
 
     def fsdp(self, held: Column) -> Column:
-        """Gathering so many parameters' 16 bits once."""
-        return self.ring("fsdp", self.p.fsdp, held * 2)
+        """Gathering so many parameters and reducing their gradients, ZeRO-3.
+
+        ZeRO++ (Wang et al. 2023, section 3) gathers 8-bit weights, gathers them again
+        from a copy inside the node, and reduces 4-bit gradients.
+        """
+        p = self.p
+        once = self.collective("fsdp", p.fsdp, held * p.gathered_bytes)
+        members = np.clip(np.floor(p.scale_up / self.stride["fsdp"]), 1, p.fsdp)
+        near = held * 2 * (members - 1) / members / self.link
+        again = np.where(p.near_again > 0, near, once)
+        wide = np.where(np.isnan(p.reduced_bytes), p.grad_bytes, p.reduced_bytes)
+        traffic = (
+            once
+            + (p.gathers - 1) * again
+            + self.collective("fsdp", p.fsdp, held * wide)
+        )
+        return np.where(p.zero_stage >= 3, traffic, 0.0)
 
     def gradients(self, held: Column) -> Column:
         """Reducing gradients over data replicas and handing parameters back."""
         p = self.p
         payload = held * (p.grad_bytes + 2)
-        return self.ring("data", p.data, payload)
+        return self.collective("data", p.data, payload)
 
     def stages(self) -> Column:
         """One microbatch handed on, forward, between two stages."""

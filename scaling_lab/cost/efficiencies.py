@@ -112,6 +112,14 @@ PRIORS: dict[str, Prior] = {
     "data_exposed": Prior(
         0.4, 0.2, {"stack": 0.3}, "share of the gradients' traffic that is waited for"
     ),
+    "weights_exposed": Prior(
+        0.1,
+        0.3,
+        {"stack": 0.4},
+        "share of ZeRO-3's traffic that is waited for though compute could hide it",
+        # XLA gathers a layer ahead, and its compiler says what stays exposed.
+        {"stack:xla-tpu": 0.05},
+    ),
     "expert_exposed": Prior(
         0.8, 0.15, {"stack": 0.3}, "share of the experts' traffic that is waited for"
     ),

@@ -7,6 +7,7 @@ attention differ by 1.55×. The conventions:
 * ``palm_full_attention``: 6N plus 12·L·N·H·T for attention to every position, masked or
   not (PaLM, Chowdhery et al. 2022, appendix B; MaxText before July 2025).
 * ``causal_half_attention``: 6N plus 6·L·N·H·T, half of it (MaxText since).
+* ``masked_attention``: 6N plus what attention's mask lets through, pair by pair.
 * ``…_without_embedding``: N counts only weights that are multiplied: no embedding
   table, no norms, no biases, but the head.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 from scaling_lab import dims
 from scaling_lab.config import RunConfig
 from scaling_lab.cost.ledger import Entry, record
+from scaling_lab.parallel import policies
 
 
 def parameters(config: RunConfig) -> int:
@@ -31,7 +33,7 @@ def multiplied_parameters(config: RunConfig) -> int:
 def per_token(config: RunConfig) -> dict[str, float]:
     """FLOPs per token of a step, forward and backward, by convention."""
     every, multiplied = parameters(config), multiplied_parameters(config)
-    full = 3 * _attention(config, full=True)
+    full, seen = (3 * _attention(config, full=whole) for whole in (True, False))
     return {
         "6N": 6.0 * every,
         "6N_without_embedding": 6.0 * multiplied,
@@ -39,6 +41,8 @@ def per_token(config: RunConfig) -> dict[str, float]:
         "palm_full_attention_without_embedding": 6.0 * multiplied + full,
         "causal_half_attention": 6.0 * every + full / 2,
         "causal_half_attention_without_embedding": 6.0 * multiplied + full / 2,
+        "masked_attention": 6.0 * every + seen,
+        "masked_attention_without_embedding": 6.0 * multiplied + seen,
     }
 
 
@@ -58,11 +62,11 @@ def recomputed(remat: str, entry: Entry) -> float:
 
     Of attention whose result was kept it is the scores: they were not.
     """
-    kind, _, names = remat.partition(":")
+    kind, names, away = policies.parse(remat)
     inside = entry.verb not in ("cross_entropy", "take")
     if kind == "none" or not inside or entry.ends:
         return 0.0
-    listed = entry.name in names.split(",")
+    listed = entry.name in (*names, *away)
     if kind == "save" and listed and entry.verb == "attend":
         return 0.5
     return float({"full": True, "save": not listed, "recompute": listed}[kind])

@@ -11,6 +11,8 @@ from scaling_lab.hardware import Chip
 #: A peak and a bandwidth for chips whose vendor claims none (a CPU): units for an
 #: efficiency fitted on that chip, and no claim about it.
 UNIT_FLOPS_PER_SECOND, UNIT_BYTES_PER_SECOND = 1e12, 1e10
+#: A way to the host whose rate nobody says is taken for the slowest of those known.
+SLOWEST_HOST_BYTES_PER_SECOND = 1.6e10
 #: Which of a chip's peaks a precision runs at.
 _PEAK = {
     "nvfp4": "float4",
@@ -36,6 +38,12 @@ def machine_columns(found: Chip, count: float) -> dict[str, Any]:
         "torus_dims": found.torus_dims,
         "network_bytes_per_second": (found.network_bytes_per_second or link) / per,
     }
+
+
+def host_rate(found: Chip) -> float:
+    """Bytes per second of one device to its host's memory, one way."""
+    rate = found.host_bytes_per_second or SLOWEST_HOST_BYTES_PER_SECOND
+    return rate / found.devices_per_chip
 
 
 def peak_of(found: Chip, precision: str) -> tuple[float, float]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from scaling_lab.config import RunConfig
 from scaling_lab.cost.ledger import Entry
 from scaling_lab.layouts import Layout, Spec, passes, routed, stages_of, virtual_of
-from scaling_lab.parallel import experts
+from scaling_lab.parallel import experts, ulysses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +72,9 @@ def divided_keys(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Im
     batch, length, _, _ = layout.spec("acts", "BTNH", entry.name)
     if not length:
         return
+    if layout.mechanism("attend", "gather") == "ulysses":
+        yield from _exchanged(config, layout, entry)
+        return
     heads = layout.spec("acts", "BSKH", entry.name)[2]
     numbers = 2 * entry.elements("BSKH") * entry.times * config.accumulate
     numbers //= layout.over((batch, heads))
@@ -86,6 +89,20 @@ def divided_keys(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Im
     yield Implied("collective-permute", length, there, "keys and values go round")
     back = (rounds + 1) * part * 4
     yield Implied("collective-permute", length, back, "their gradient, in float32")
+
+
+def _exchanged(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Implied]:
+    """Positions for heads and back; a key-value head to all whose queries share it."""
+    batch, length, heads, _ = layout.spec("acts", "BTNH", entry.name)
+    queries = entry.sizes["N"] // layout.over((heads,))
+    keys = max(1, entry.sizes["K"] // layout.over((heads,)))
+    sent = ulysses.heads_sent(queries, keys, layout.over((length,)))
+    numbers = entry.elements("BTH") // layout.over((batch, length)) * entry.times
+    size = numbers * jnp.dtype(config.precision).itemsize
+    often = 2 * times(config, layout, entry.times > 1)  # and their gradients back
+    for heads, what in ((queries, "queries and results"), (sent, "keys and values")):
+        there = round(2 * heads * size * often)
+        yield Implied("all-to-all", length, there, f"{what}: positions for heads")
 
 
 def to_stages(

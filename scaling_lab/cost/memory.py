@@ -20,6 +20,8 @@ from scaling_lab.cost.points import REMATS, SCHEDULES, Points
 LOGIT_ELEMENTS = 2**26
 #: Layers whose gathered or cast weights exist at a time: the one in use and the next.
 LAYERS_IN_USE = 2
+#: Layers' results on their way to the host's memory or back at a time.
+LAYERS_ON_THE_WAY = 2
 
 Array = np.ndarray
 
@@ -77,8 +79,11 @@ def _stage(points: Points, last: bool) -> Memory:
     head = last | (points.stage == 1)
     logits = np.where(head, _logits(points, tokens), 0.0)
     ends = np.where(head, 3, 1) * activations.input_bytes(points) * tokens
+    # ZeRO++'s second copy of the weights, in 16 bits, over the scale-up network alone.
+    node = np.minimum(points.scale_up, points.fsdp)
+    near = np.where(points.near_again > 0, 2 * weights.over(node), 0.0)
     return Memory(
-        parameter_bytes=weights.over(rests) * points.param_bytes,
+        parameter_bytes=weights.over(rests) * points.param_bytes + near,
         gradient_bytes=weights.over(reduced) * points.grad_bytes * _copies(points),
         optimizer_bytes=weights.over(state) * points.optimizer_bytes,
         activation_bytes=kept * tokens * layers * flight * (1 - points.offload),
@@ -237,7 +242,9 @@ def _temporary(points: Points, weights: Weights, kept: Array) -> Array:
     narrow = activations.itemsize(points)
     wider = narrow < points.param_bytes
     gathered = (rests > 1) | wider
-    in_use = np.where(gathered, LAYERS_IN_USE * weights.in_layer * narrow, 0.0)
+    # What is gathered once is kept from one pass to the other.
+    layers = np.where(points.gathers > 1, LAYERS_IN_USE, fullest(points))
+    in_use = np.where(gathered, layers * weights.in_layer * narrow, 0.0)
     ends = np.where(gathered, weights.ends * narrow, 0.0)
     tokens = tokens_in_use(points)
     made = activations.made_bytes(points)
@@ -246,4 +253,5 @@ def _temporary(points: Points, weights: Weights, kept: Array) -> Array:
     working = (made - np.minimum(kept, made) + 2 * narrow * inner) * tokens
     # A gradient of one block, before it is reduced.
     gradient = np.where(rests > 1, weights.in_layer * narrow, 0.0)
-    return in_use + ends + working + gradient
+    passing = LAYERS_ON_THE_WAY * kept * points.offload * tokens
+    return in_use + ends + working + gradient + passing

@@ -85,11 +85,21 @@ class Points:
       scale_up: devices that this network joins (a node, NVLink domain, torus).
       torus_dims: dims of the torus; 0 where it is switched.
       network_bytes_per_second: one-way of one device into the data-centre network.
+      ulysses: 1 where attention over ``context`` exchanges positions for heads, 0 where
+        it brings every device all keys.
       scores_again: share of attention's scores done again in the backward pass; NaN
         where it follows from ``remat`` and ``recompute``.
       away_bytes: bytes of optimizer state of one parameter that rest in the host's
         memory; ``optimizer_bytes`` is then what of them is on the device at a time.
-      host_bytes_per_second: of one device to its host's memory.
+      gathered_bytes: bytes of one parameter on the wires when ``fsdp`` gathers it.
+      reduced_bytes: bytes of one gradient on the wires when ``fsdp`` reduces it; NaN
+        where it is ``grad_bytes``.
+      near_again: 1 where the backward pass gathers weights within the scale-up network,
+        from a second copy that is sharded there alone, else 0.
+      gathers: how often a microbatch gathers what ``fsdp`` divides: 2, or 1 where what
+        was gathered is kept for the backward pass.
+      host_bytes_per_second: one way of one device to its host's memory; infinite where
+        nobody asks what offloading costs.
     """
 
     layers: Any
@@ -146,8 +156,13 @@ class Points:
     scale_up: Any
     torus_dims: Any
     network_bytes_per_second: Any
+    ulysses: Any = 0.0
     scores_again: Any = np.nan
     away_bytes: Any = 0.0
+    gathered_bytes: Any = 2.0
+    reduced_bytes: Any = np.nan
+    near_again: Any = 0.0
+    gathers: Any = 2.0
     host_bytes_per_second: Any = np.inf
 
     def __post_init__(self) -> None:

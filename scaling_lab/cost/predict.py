@@ -11,7 +11,7 @@ from scaling_lab.cost import calibrations
 from scaling_lab.cost.communication import Wires
 from scaling_lab.cost.compute import Arithmetic
 from scaling_lab.cost.efficiencies import Calibration
-from scaling_lab.cost.memory import memory
+from scaling_lab.cost.memory import kept_per_token, memory, tokens_in_use
 from scaling_lab.cost.points import Points
 from scaling_lab.cost.shapes import (
     Column,
@@ -27,6 +27,9 @@ _OVERLAP = 3.0
 _EXPERTS_VARY = 1.35
 #: Share of keys and values passed round that is waited for though attention covers it.
 _CHUNKED = 0.25
+#: Of the way to the host's memory a program gets this share (50 of 64 GB/s, as
+#: `compile.price` assumes of an H100).
+_HOST = 0.78
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,14 +162,14 @@ def parts_of(p: Points, eff: Calibration) -> Parts:
     tensor = tensor * np.where(p.overlap > 0, 0.4, 1.0)
     experts = moe * wires.experts() * forwards * eff.of("expert_exposed", p)
     busy = products + scores + memory
-    rotated = wires.context() * 3
-    context = _beside(scores, rotated) - scores + _CHUNKED * rotated
+    context = _context(p, s, wires.context(), scores)
     hidden = busy + tensor + experts + context
     held = held_by(p, s)
-    gathered = wires.fsdp(held / p.layers)
-    traffic = gathered * np.where(p.zero_stage >= 3, 2 + p.grad_bytes / 2, 0)
-    fsdp = _beside(hidden, traffic) - hidden
-    layer = hidden + fsdp
+    traffic = wires.fsdp(held / p.layers)
+    waited = eff.of("weights_exposed", p)
+    fsdp = _beside(hidden, (1 - waited) * traffic) - hidden + waited * traffic
+    host = _host(p, s, hidden)
+    layer = hidden + fsdp + host
     routed_launch = 1 + moe * (eff.of("routed_launch", p) - 1)
     launch = eff.of("launch", p) * routed_launch * (1 + s.recompute / 3)
     launched = _beside(layer, launch) - layer
@@ -191,6 +194,7 @@ def parts_of(p: Points, eff: Calibration) -> Parts:
             "fsdp": blocks * fsdp,
             "stage": stages,
             "data": data,
+            "host": blocks * host,
         },
         bubble=bubble,
         # State that is away comes and goes once a step, with nothing left to do beside.
@@ -198,6 +202,23 @@ def parts_of(p: Points, eff: Calibration) -> Parts:
         overhead=blocks * launched + eff.of("step", p),
         scale=1 + eff.of("scale", p) * np.log2(np.maximum(p.devices / 8, 1)),
     )
+
+
+def _context(p: Points, s: Shapes, moved: Column, scores: Column) -> Column:
+    """What one block waits for its keys, or for the exchange before and after it."""
+    rotated = 3 * moved
+    keys = _beside(scores, rotated) - scores + _CHUNKED * rotated
+    # Attention begins when all is there, and what is made again is exchanged again.
+    return np.where(p.ulysses > 0, (2 + (s.recompute > 0)) * moved, keys)
+
+
+def _host(p: Points, s: Shapes, busy: Column) -> Column:
+    """What a block waits for the host's memory: going forward results leave, in a
+    third of its time, and going backward they come back."""
+    moved = kept_per_token(p) * p.offload * tokens_in_use(p)
+    moved = moved / (p.host_bytes_per_second * _HOST)
+    passes = (busy / (3 + s.recompute), busy * (1 - 1 / (3 + s.recompute)))
+    return sum((_beside(each, moved) - each for each in passes), np.zeros(len(p)))
 
 
 def held_by(p: Points, s: Shapes) -> Column:

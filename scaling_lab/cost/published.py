@@ -18,6 +18,7 @@ import pandas as pd
 from scaling_lab.cost.known import Known, known
 from scaling_lab.cost.machines import machine_columns, peak_of
 from scaling_lab.cost.points import PRECISIONS, SCHEDULES, STACKS, Points
+from scaling_lab.cost.published_wires import node_of, on_the_wires
 from scaling_lab.cost.remats import remat_of
 from scaling_lab.hardware import Chip, chip, chip_for
 
@@ -164,6 +165,8 @@ class Row:
         found = self.chip()
         shape = model(self)
         machine = machine_columns(found, self.needed("chips"))
+        if node := node_of(self):
+            machine["scale_up"] = node * found.devices_per_chip
         precision = self.precision()
         peak, wide = peak_of(found, precision)
         if peak == wide and precision not in ("bfloat16", "float16"):
@@ -183,6 +186,7 @@ class Row:
             "flash": float(self.flash(found)),
             "schedule": SCHEDULES.index(self.schedule()),
             **self.widths(precision),
+            **on_the_wires(self),
         }
 
     def chip(self) -> Chip:

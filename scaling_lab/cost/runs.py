@@ -12,13 +12,14 @@ from scaling_lab.config import RunConfig
 from scaling_lab.cost import activations
 from scaling_lab.cost.flops import recomputed
 from scaling_lab.cost.ledger import record
-from scaling_lab.cost.machines import machine_columns, peak_of
+from scaling_lab.cost.machines import host_rate, machine_columns, peak_of
 from scaling_lab.cost.points import PRECISIONS, REMATS, SCHEDULES, STACKS, Points
 from scaling_lab.hardware import Chip, chip
 from scaling_lab.layouts import Layout, alternates, virtual_of
 from scaling_lab.models.shape import sizes
 from scaling_lab.optimizers import OptimizerConfig
 from scaling_lab.optimizers.moments import BYTES
+from scaling_lab.parallel import policies
 
 #: Bytes of optimizer state of one parameter, with moments in float32.
 STATE_BYTES = {"adamw": 8.0, "lion": 4.0, "muon": 4.0, "adafactor": 0.1}
@@ -49,7 +50,19 @@ def _point(config: RunConfig, local: Chip | None) -> Points:
         kept = activations.kept_bytes(point, policy)
     except ValueError:  # a policy that says what is dropped
         return point
-    return point.replace(kept=kept / activations.whole_bytes(point))
+    away = 0.0 if policy == "none" else activations.offloaded_share(point, policy)
+    return point.replace(kept=kept / activations.whole_bytes(point), offload=away)
+
+
+def fused(chip: Chip, layout: Layout) -> bool:
+    """Whether attention never writes its scores to memory.
+
+    On a GPU the kernel is cuDNN's, which takes whole rows; parts of rows are attended
+    to in XLA's own operations.
+    """
+    whole = layout.mesh.get("context", 1) == 1
+    whole |= layout.mechanism("attend", "gather") == "ulysses"
+    return whole or chip.torus_dims > 0
 
 
 def _zero(layout: Layout) -> int:
@@ -58,7 +71,8 @@ def _zero(layout: Layout) -> int:
         layout.spec(kind, "DF") for kind in ("params", "grads", "optimizer")
     )
     if state == rests:
-        return 3 if layout.mesh.get("fsdp", 1) > 1 else 0
+        divided = layout.mesh.get("fsdp", 1) * layout.mesh.get("expert", 1)
+        return 3 if divided > 1 else 0
     return 1 if reduced == rests else 2
 
 
@@ -71,12 +85,13 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
     mesh["fsdp"] *= expert
     replicas = mesh["data"] * mesh["fsdp"]
     kinds = {"none": "none", "full": "full"}
-    kind = config.remat.partition(":")[0]
+    kind = policies.parse(config.remat).kind
     devices = layout.devices
     peak, wide = peak_of(found, config.precision)
     resting = float(jnp.dtype(config.parameters).itemsize)
     return {
         **_model(config),
+        **_seen(config),
         **machine_columns(found, devices / found.devices_per_chip),
         **mesh,
         "seq_len": config.length,
@@ -87,6 +102,7 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
         "stage": layout.mesh.get("stage", 1),
         "virtual_stages": virtual_of(layout),
         "context": layout.mesh.get("context", 1),
+        "ulysses": float(layout.mechanism("attend", "gather") == "ulysses"),
         "expert": expert if hasattr(config.model, "routing") else 1,
         # Interleaved or not, every forward pass comes first, and all of them are held.
         "schedule": SCHEDULES.index("1f1b" if alternates(config.layout) else "gpipe"),
@@ -98,13 +114,13 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
         "param_bytes": resting,
         "grad_bytes": resting,
         **_state(config),
-        "host_bytes_per_second": (found.host_bytes_per_second or np.inf)
-        / found.devices_per_chip,
         "remat": REMATS.index(kinds.get(kind, "selective")),
         "recompute": _again(config) + alternates(config.layout),
         "kept": 1.0 if kind == "none" else 1.0 - 0.9 * _again(config),
         "offload": 0.0,
-        "flash": float(found.name != "cpu"),
+        "flash": float(found.name != "cpu" and fused(found, layout)),
+        "gathers": 1.0 if layout.gather == "step" else 2.0,
+        "host_bytes_per_second": host_rate(found),
     }
 
 
@@ -129,6 +145,18 @@ def _model(config: RunConfig) -> dict[str, Any]:
         "tied": float(found["tied"]),
         "attention_params": np.nan if latent is None else latent,
     }
+
+
+def _seen(config: RunConfig) -> dict[str, Any]:
+    """What an average query of a limited layer sees, pair by pair from the ledger."""
+    share = sizes(config.model)["window_share"]
+    said = [entry for entry in record(config) if entry.verb == "attend"]
+    if not share or not said:
+        return {}
+    layers = sum(entry.times for entry in said if entry.name.endswith("/attend"))
+    seen = sum(entry.flops / (4 * entry.elements("BTNH")) for entry in said)
+    rest = (1 - share) * (config.length + 1) / 2
+    return {"window": max(1.0, (seen / layers - rest) / share)}
 
 
 def _again(config: RunConfig) -> float:

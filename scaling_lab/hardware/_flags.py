@@ -38,6 +38,14 @@ TPU_7X = {
 #: Collectives of one layer run while another layer computes (openxla/xla, GPU
 #: performance flags), and small ones together.
 NVIDIA = {
+    # The scheduler starts up to four collectives, where it would wait for the first to
+    # end before it starts the next; and lets a program fill 92 % of the memory, where
+    # above 76 % it gives up hiding any (GetSchedulerMemoryLimit in openxla/xla
+    # gpu_hlo_schedule.cc: 80 % less arguments and results, times this factor).
+    "ahead": (
+        "--xla_gpu_experimental_parallel_collective_overlap_limit=4 "
+        "--xla_gpu_memory_limit_slop_factor=115"
+    ),
     "overlap": (
         "--xla_gpu_enable_pipelined_all_gather=true "
         "--xla_gpu_enable_pipelined_reduce_scatter=true "
@@ -45,5 +53,5 @@ NVIDIA = {
         "--xla_gpu_all_gather_combine_threshold_bytes=1073741824 "
         "--xla_gpu_reduce_scatter_combine_threshold_bytes=134217728 "
         "--xla_gpu_all_reduce_combine_threshold_bytes=1073741824"
-    )
+    ),
 }

@@ -38,6 +38,7 @@ MODIFIERS: dict[str, str] = {
     "zero2": "gradients and optimizer state divided over data (and context)",
     "gather_once": "gathered weights kept for the backward pass",
     "ring": "keys and values go round context, instead of being gathered",
+    "ulysses": "over context positions are exchanged for heads while attention runs",
     "all_to_all": "rows go to the devices of their experts, which is what expert does",
     "ring_of_experts": "tokens are gathered over expert before they are copied",
     "capacity": "experts have as many places each; tokens that find none are dropped",
@@ -52,6 +53,7 @@ COUNTED = ("interleaved",)
 #: What a word binds: (axis it needs, or none; verb; mechanism).
 MECHANISMS: dict[str, tuple[str, str, str]] = {
     "ring": ("context", "attend", "ring"),
+    "ulysses": ("context", "attend", "ulysses"),
     "all_to_all": ("expert", "experts", "all_to_all"),
     "ring_of_experts": ("expert", "experts", "ring_of_experts"),
     "capacity": ("", "experts", "capacity"),

@@ -70,6 +70,7 @@ def check(
                 if letter in sizes:
                     _divides(layout, f"acts {signature}", letter, sizes[letter], axes)
     _halves(layout, sizes)
+    _whole_heads(layout, sizes)
     _every_axis_used(layout, sizes, params)
 
 
@@ -85,6 +86,28 @@ def _halves(layout: Layout, sizes: Mapping[str, int]) -> None:
         f"layout {layout.name!r}: {' × '.join(axes)}={chunks // 2} cuts a row into "
         f"{chunks} chunks, two for each shard, and length={length} does not divide "
         f"into them; nearest length: {near}"
+    )
+
+
+def _whole_heads(layout: Layout, sizes: Mapping[str, int]) -> None:
+    """Where positions are exchanged for heads, every device gets as many whole ones."""
+    _, length, heads, _ = layout.spec("acts", "BTNH")
+    if not length or layout.mechanism("attend", "gather") != "ulysses":
+        return
+    count, parts = sizes.get("N", 0), layout.over((length, heads))
+    if count % parts == 0:
+        return
+    inner = layout.over((heads,))
+    along = " × ".join(f"{axis}={layout.mesh[axis]}" for axis in (*length, *heads))
+    legal = [n for n in divisors(count // inner) if n > 1]
+    legal.sort(key=lambda n: abs(n - parts // inner))
+    near = ", ".join(map(str, sorted(legal[:2])))
+    raise IllegalLayout(
+        f"layout {layout.name!r}: +ulysses divides N={count} ({dims.ALPHABET['N']}) "
+        f"over {along} while attention runs, and {parts} devices cannot have as many "
+        "each; "
+        + (f"nearest {' × '.join(length)} that can: {near}; or " if near else "")
+        + "leave +ulysses out: keys are then gathered"
     )
 
 

@@ -20,6 +20,7 @@ from scaling_lab.layouts.moves import Moves, column_axes
 from scaling_lab.layouts.tables import Spec
 from scaling_lab.parallel import (
     attention,
+    chosen,
     chunked,
     context,
     cross_entropy,
@@ -42,11 +43,12 @@ class Placement(Moves):
     Attributes (beside those of `Moves`):
       remat: what the backward pass keeps, as `parallel.stack.remat` reads it.
       unroll: layers written out instead of scanned.
+      together: of scanned layers, how many in one turn of the loop.
       microbatches: of a step, where the stages of a pipeline take them in turn.
       stack_with: ``(segments, x_BTD, per_batch) -> (x_BTD, auxes)`` instead of the
         layers, to take a model apart at its stack.
-      attend_with: the attention of one device.
-      attend_kernel: the same in its two passes, for a sequence that is divided.
+      attend_with: the attention of one device over whole rows.
+      attend_kernel: the same in its two passes, for parts of a row.
       attend_residual: `checkpoint_name` by which that keeps what it needs, if it does.
       loss_chunks: how many chunks of the vocabulary the loss is cut into, each made
         again in the backward pass; ``None`` decides.
@@ -56,6 +58,7 @@ class Placement(Moves):
 
     remat: str = "none"
     unroll: bool = False
+    together: int = 1
     microbatches: int = 1
     stack_with: Callable[..., tuple[Array, Any]] | None = None
     attend_with: attention.Attend = attention.dense
@@ -123,11 +126,12 @@ class Placement(Moves):
         batch, length, heads, _ = self.layout.spec("acts", "BTNH", name)
         kv_heads = self.layout.spec("acts", "BSKH", name)[2]
         attend_with = self.attend_with
+        if mask.picks_BKQC is not None:
+            attend_with = chosen.attend
         if length and mask.ordered:
+            kernels = context.Kernels(attend_with, self.attend_kernel)
             kind = self.layout.mechanism("attend", "gather")
-            attend_with = functools.partial(
-                context.MECHANISMS[kind], self.attend_kernel, length
-            )
+            attend_with = context.spread(kind, kernels, length)
         else:  # keys of earlier positions: a cache is held whole
             length = ()
         with jax.named_scope(name):
@@ -143,6 +147,14 @@ class Placement(Moves):
                     (heads or None, kv_heads or None),
                 )
             return checkpoint_name(result, name)
+
+    @property
+    def residual(self) -> str:
+        """`checkpoint_name` by which attention keeps what it needs, if it does."""
+        if not self.layout.spec("acts", "BT")[1]:
+            return self.attend_residual
+        kind = self.layout.mechanism("attend", "gather")
+        return context.residual(kind, self.attend_residual)
 
     def experts(
         self,
@@ -183,7 +195,8 @@ class Placement(Moves):
             return *self.stack_with(segments, x_BTD, per_batch), None
         if stages.stages_of(self.layout) > 1 and cache is None:
             return *stages.run(self, segments, x_BTD, per_batch), None
-        run = stack.unroll if self.unroll else stack.scan
+        scan = functools.partial(stack.scan, together=self.together)
+        run = stack.unroll if self.unroll else scan
         caches = [None] * len(segments) if cache is None else cache
         auxes, after = [], []
         for segment, segment_cache in zip(segments, caches, strict=True):
@@ -195,7 +208,7 @@ class Placement(Moves):
             else:
                 block = stack.remat(
                     block,
-                    stack.with_residual(self.remat, self.attend_residual),
+                    stack.with_residual(self.remat, self.residual),
                     regather=self.mesh is not None and self.gathers(segment.params),
                 )
                 x_BTD, aux, left = run(block, segment, x_BTD, per_batch, segment_cache)

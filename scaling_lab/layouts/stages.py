@@ -216,7 +216,7 @@ def _staged(place: Any, segment: Segment) -> _Staged:
     plan = _plan(place, inner, segment.params)
     block = stack.remat(
         functools.partial(segment.block, inner),
-        stack.with_residual(place.remat, place.attend_residual),
+        stack.with_residual(place.remat, place.residual),
         regather=inner.gathers(segment.params),
     )
 

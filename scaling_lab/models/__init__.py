@@ -10,17 +10,21 @@ sizes of dims), `SIZES`, and three pure functions:
 A family may also learn from more than the next token: ``further(config, params, batch,
 place, output)`` gives another `Output`, its ``targets_BT`` and their loss's weight.
 
+What its layers see of a document is its config's ``mask``, a `parallel.sight.Sight`.
+
 ``batch`` holds ``tokens_BT``, ``positions_BT`` and ``segments_BT``.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
 from types import ModuleType
 from typing import Any
 
 from scaling_lab.names import unknown
+from scaling_lab.parallel.sight import Sight
 
 
 def families() -> list[str]:
@@ -66,6 +70,43 @@ def widths(config: Any, letter: str) -> tuple[int, ...]:
     if listed:
         return listed
     return (getattr(config, "length" if letter == "T" else letter),)
+
+
+def sight(config: Any) -> Sight:
+    """What a model's layers see, those that see least; of Gemma 3 its local ones'."""
+    own = getattr(config, "mask", None)
+    if own is None:
+        own = Sight(window=config.window, every=config.period)
+    return own
+
+
+def seeing(config: Any, sight: Sight) -> Any:
+    """The model with layers that see so.
+
+    Raises:
+      ValueError: the family has no such layers, with what it has.
+    """
+    name = family_of(config).__name__.rpartition(".")[2]
+    if not hasattr(config, "mask"):
+        if sight != Sight(window=sight.window, every=sight.every) or not sight.every:
+            raise ValueError(
+                f"mask {sight.text}: {name} has windows and layers that see all, as "
+                f"window={config.window},global={config.period}; of other masks ask "
+                "llama"
+            )
+        return dataclasses.replace(config, window=sight.window, period=sight.every)
+    if sight.every and not hasattr(config, "runs"):
+        raise ValueError(
+            f"mask {sight.text}: layers of {name} are of two kinds already and all see "
+            f"alike; leave global={sight.every} out, or ask llama"
+        )
+    block = getattr(family_of(config), "Block", None)
+    if sight.top and not getattr(block, "chooses", False):
+        raise ValueError(
+            f"mask {sight.text}: attention of {name} has no summaries to choose blocks "
+            "by; ask llama, qwen3 or mixtral, or say which it sees: blocks=MAP.json"
+        )
+    return dataclasses.replace(config, mask=sight)
 
 
 def further(config: Any, params: Any, batch: Any, place: Any, output: Any) -> Any:

@@ -20,6 +20,7 @@ from scaling_lab.models.deepseek_blocks import DenseBlock, ExpertBlock, Further
 from scaling_lab.models.llama import Ends
 from scaling_lab.models.llama import head as head
 from scaling_lab.models.ops import (
+    EVERYTHING,
     Output,
     parameters,
     rms_norm,
@@ -27,6 +28,7 @@ from scaling_lab.models.ops import (
     segment,
     stacked,
 )
+from scaling_lab.parallel.sight import Sight
 from scaling_lab.parallel.verbs import Routing, Verbs
 
 Array = jax.Array
@@ -68,6 +70,7 @@ class Config:
     rope_base: float = 10_000.0
     norm_epsilon: float = 1e-6
     length: int = 4096
+    mask: Sight = EVERYTHING
 
     @property
     def depths(self) -> tuple[int, ...]:

@@ -67,7 +67,7 @@ class Attention(nnx.Module):
         k_BTNH = jnp.concatenate([k_BTNH, jnp.broadcast_to(turned_BT1P, shape)], -1)
         # Kernels want values as wide as keys.
         v_BTNH = jnp.pad(v_BTNU, ((0, 0),) * 3 + ((0, c.H + c.P - c.U),))
-        k_BSKH, v_BSKH, mask, cache = remember(cache, k_BTNH, v_BTNH, per_batch)
+        k_BSKH, v_BSKH, mask, cache = remember(cache, k_BTNH, v_BTNH, per_batch, c.mask)
         o_BTNH = place.attend(q_BTNH, k_BSKH, v_BSKH, mask, name="attention/attend")
         o_BTD = place.einsum(
             "BTNU,NUD->BTD", o_BTNH[..., : c.U], self.out_NUD, name="attention/out"

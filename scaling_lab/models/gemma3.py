@@ -14,6 +14,7 @@ import jax
 from flax import nnx
 
 from scaling_lab.models.ops import (
+    EVERYTHING,
     Output,
     constant,
     head_norm,
@@ -26,6 +27,7 @@ from scaling_lab.models.ops import (
     segment,
     stacked,
 )
+from scaling_lab.parallel.sight import Sight
 from scaling_lab.parallel.verbs import Verbs
 
 Array = jax.Array
@@ -72,11 +74,6 @@ class Config:
     def widths(self) -> dict[str, tuple[int, ...]]:
         """Sizes of dims that have several (`models.widths`)."""
         return {"L": self.depths}
-
-    @property
-    def window_share(self) -> float:
-        """The share of layers that are local."""
-        return sum(self.kinds) / self.L
 
 
 #: The text_config of google/gemma-3-1b-pt, -4b-pt, -12b-pt and -27b-pt.
@@ -175,8 +172,8 @@ class Block(nnx.Module):
             q_BTNH = q_BTNH * (c.H / c.query_width) ** 0.5
         prefix = "local_" if self.local else ""
         q_BTNH, k_BTKH = (rotate(x, per_batch, prefix) for x in (q_BTNH, k_BTKH))
-        window = c.window if self.local else None
-        k_BSKH, v_BSKH, mask, cache = remember(cache, k_BTKH, v_BTKH, per_batch, window)
+        sight = Sight(window=c.window) if self.local else EVERYTHING
+        k_BSKH, v_BSKH, mask, cache = remember(cache, k_BTKH, v_BTKH, per_batch, sight)
         o_BTNH = place.attend(q_BTNH, k_BSKH, v_BSKH, mask, name="attention/attend")
         o_BTD = place.einsum(
             "BTNH,NHD->BTD", o_BTNH, self.out_NHD, name="attention/out"

@@ -9,22 +9,23 @@ import jax
 from flax import nnx
 
 from scaling_lab.models.ops import (
+    EVERYTHING,
     Output,
     constant,
     layer_norm,
     normal,
     parameters,
     remember,
-    segment,
-    stacked,
 )
+from scaling_lab.models.runs import Alternating, layers, segments
+from scaling_lab.parallel.sight import Sight
 from scaling_lab.parallel.verbs import Verbs
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Alternating):
     """Sizes by letter (see `dims.ALPHABET`); `length` is the learned positions."""
 
     L: int
@@ -37,6 +38,7 @@ class Config:
     length: int = 1024
     tied: bool = True
     norm_epsilon: float = 1e-5
+    mask: Sight = EVERYTHING
 
 
 SIZES: dict[str, Config] = {
@@ -107,7 +109,9 @@ class Block(nnx.Module):
             name="attention/value",
             bias=self.value_bias_KH,
         )
-        k_BSKH, v_BSKH, mask, cache = remember(cache, k_BTKH, v_BTKH, per_batch)
+        k_BSKH, v_BSKH, mask, cache = remember(
+            cache, k_BTKH, v_BTKH, per_batch, self.config.mask
+        )
         o_BTNH = place.attend(q_BTNH, k_BSKH, v_BSKH, mask, name="attention/attend")
         o_BTD = place.einsum(
             "BTNH,NHD->BTD",
@@ -150,10 +154,10 @@ class Ends(nnx.Module):
 
 def init(config: Config, key: Array) -> dict[str, Any]:
     """Parameters in float32; the same numbers under every layout."""
-    ends, layers = jax.random.split(key)
+    ends, stack = jax.random.split(key)
     return {
         **parameters(Ends(config, nnx.Rngs(ends))),
-        "layers": stacked(Block, config, layers),
+        **layers(Block, config, stack),
     }
 
 
@@ -165,8 +169,8 @@ def hidden(
     x_BTD += place.take(
         params["position_TD"], batch["positions_BT"], name="position", dims="TD"
     )
-    layers = segment(Block, config, params["layers"])
-    x_BTD, aux, cache = place.stack([layers], x_BTD, batch, cache)
+    runs = segments(Block, config, params)
+    x_BTD, aux, cache = place.stack(runs, x_BTD, batch, cache)
     hidden_BTD = layer_norm(
         place,
         x_BTD,

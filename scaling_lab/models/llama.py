@@ -9,7 +9,9 @@ from typing import Any
 import jax
 from flax import nnx
 
+from scaling_lab.models.choosing import Choosing
 from scaling_lab.models.ops import (
+    EVERYTHING,
     Output,
     RopeScaling,
     constant,
@@ -20,16 +22,16 @@ from scaling_lab.models.ops import (
     rms_norm,
     rope_tables,
     rotate,
-    segment,
-    stacked,
 )
+from scaling_lab.models.runs import Alternating, layers, segments
+from scaling_lab.parallel.sight import Sight
 from scaling_lab.parallel.verbs import Verbs
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Alternating):
     """Sizes by letter (see `dims.ALPHABET`) and the few numbers that are not dims."""
 
     L: int
@@ -44,6 +46,7 @@ class Config:
     rope_scaling: RopeScaling | None = None
     norm_epsilon: float = 1e-5
     length: int = 8192
+    mask: Sight = EVERYTHING
 
 
 _STRETCH = RopeScaling()
@@ -76,7 +79,7 @@ SIZES: dict[str, Config] = {
 }
 
 
-class Attention(nnx.Module):
+class Attention(Choosing):
     """The first half of a layer: attention on a normed residual."""
 
     def __init__(self, c: Any, rngs: nnx.Rngs):
@@ -89,6 +92,8 @@ class Attention(nnx.Module):
         self.key_DKH = normal(key(), (c.D, c.K, c.H))
         self.value_DKH = normal(key(), (c.D, c.K, c.H))
         self.out_NHD = normal(key(), (c.N, c.H, c.D), out)
+        if c.mask.top is not None:
+            self.prepare(c, rngs)
 
     def attention(self, x_BTD: Array, per_batch: Any, place: Verbs, cache: Any):
         h_BTD = rms_norm(
@@ -108,8 +113,14 @@ class Attention(nnx.Module):
             "BTD,DKH->BTKH", h_BTD, self.value_DKH, name="attention/value"
         )
         q_BTNH, k_BTKH = self.turned(q_BTNH, k_BTKH, per_batch, place)
-        k_BSKH, v_BSKH, mask, cache = remember(cache, k_BTKH, v_BTKH, per_batch)
-        o_BTNH = place.attend(q_BTNH, k_BSKH, v_BSKH, mask, name="attention/attend")
+        k_BSKH, v_BSKH, mask, cache = remember(
+            cache, k_BTKH, v_BTKH, per_batch, self.config.mask
+        )
+        if self.config.mask.top is None:
+            o_BTNH = place.attend(q_BTNH, k_BSKH, v_BSKH, mask, name="attention/attend")
+        else:
+            arrays = (q_BTNH, k_BSKH, v_BSKH)
+            o_BTNH, cache = self.choosing(h_BTD, arrays, (mask, cache), place)
         o_BTD = place.einsum(
             "BTNH,NHD->BTD", o_BTNH, self.out_NHD, name="attention/out"
         )
@@ -166,10 +177,10 @@ class Ends(nnx.Module):
 
 def init(config: Config, key: Array) -> dict[str, Any]:
     """Parameters in float32; the same numbers under every layout."""
-    ends, layers = jax.random.split(key)
+    ends, stack = jax.random.split(key)
     return {
         **parameters(Ends(config, nnx.Rngs(ends))),
-        "layers": stacked(Block, config, layers),
+        **layers(Block, config, stack),
     }
 
 
@@ -193,8 +204,8 @@ def through(
     tables = rope_tables(
         batch["positions_BT"], config.H, config.rope_base, config.rope_scaling
     )
-    layers = segment(block, config, params["layers"])
-    x_BTD, aux, cache = place.stack([layers], x_BTD, {**batch, **tables}, cache)
+    runs = segments(block, config, params)
+    x_BTD, aux, cache = place.stack(runs, x_BTD, {**batch, **tables}, cache)
     hidden_BTD = rms_norm(
         place,
         x_BTD,

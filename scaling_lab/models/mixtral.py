@@ -10,21 +10,23 @@ from flax import nnx
 
 from scaling_lab.models import llama
 from scaling_lab.models.ops import (
+    EVERYTHING,
     Output,
     constant,
     normal,
     parameters,
     rms_norm,
-    stacked,
     swiglu,
 )
+from scaling_lab.models.runs import Alternating, layers
+from scaling_lab.parallel.sight import Sight
 from scaling_lab.parallel.verbs import Routing, Verbs
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Alternating):
     """Sizes by letter (see `dims.ALPHABET`); F is the width of one expert."""
 
     L: int
@@ -41,6 +43,7 @@ class Config:
     rope_scaling: None = None
     norm_epsilon: float = 1e-5
     length: int = 32_768
+    mask: Sight = EVERYTHING
 
 
 #: The config.json of mistralai/Mixtral-8x7B-v0.1 and mistralai/Mixtral-8x22B-v0.1.
@@ -105,10 +108,10 @@ class Block(llama.Attention):
 
 def init(config: Config, key: Array) -> dict[str, Any]:
     """Parameters in float32; the same numbers under every layout."""
-    ends, layers = jax.random.split(key)
+    ends, stack = jax.random.split(key)
     return {
         **parameters(llama.Ends(config, nnx.Rngs(ends))),
-        "layers": stacked(Block, config, layers),
+        **layers(Block, config, stack),
     }
 
 

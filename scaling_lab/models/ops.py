@@ -15,10 +15,14 @@ from flax import nnx
 
 from scaling_lab import dims
 from scaling_lab.parallel.experts.products import Product
-from scaling_lab.parallel.masks import Batch, Mask, causal_mask
+from scaling_lab.parallel.masks import Batch, Mask
+from scaling_lab.parallel.sight import Sight
 from scaling_lab.parallel.verbs import Segment, Verbs
 
 Array = jax.Array
+
+#: What a layer sees of its document where nothing else is said: all that is before.
+EVERYTHING = Sight()
 
 
 class Output(NamedTuple):
@@ -189,12 +193,20 @@ def empty_cache(config: Any, batch: int, length: int, dtype: Any) -> list[dict]:
     cached heads are wider than H says so as ``cached_width``.
     """
     width = getattr(config, "cached_width", config.H)
+    sight, firsts = getattr(config, "mask", EVERYTHING), {}
+    if sight.top is not None:  # whole blocks, and of each its first query
+        blocks = -(-length // sight.block)
+        length = blocks * sight.block
+        firsts["first_LBSNH"] = (batch, blocks, config.N, width)
     one = (batch, length, config.K, width)
+    arrays = {"key_LBSKH": one, "value_LBSKH": one, **firsts}
     return [
         {
-            "key_LBSKH": jnp.zeros((depth, *one), dtype),
-            "value_LBSKH": jnp.zeros((depth, *one), dtype),
             "written_L": jnp.zeros((depth,), jnp.int32),
+            **{
+                name: jnp.zeros((depth, *shape), dtype)
+                for name, shape in arrays.items()
+            },
         }
         for depth in getattr(config, "depths", (config.L,))
     ]
@@ -205,30 +217,31 @@ def remember(
     k_BTKH: Array,
     v_BTKH: Array,
     per_batch: Batch,
-    window: int | None = None,
+    sight: Sight = EVERYTHING,
 ) -> tuple[Array, Array, Mask, Any]:
     """What attention should see, with and without a cache.
 
     Args:
-      window: positions back that a query sees; ``None`` is all.
+      sight: what of it a query sees; by default all that is before it.
 
     Returns:
-      keys, values, the causal mask over them, and the cache with them written.
+      keys, values, the mask over them, and the cache with them written.
     """
     if cache is None:
-        return k_BTKH, v_BTKH, causal_mask(per_batch, window), None
+        return k_BTKH, v_BTKH, sight.over(per_batch), None
     at = cache["written_L"]
     write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
     key_BSKH = write(cache["key_LBSKH"], k_BTKH, at)
     value_BSKH = write(cache["value_LBSKH"], v_BTKH, at)
     batch, slots = key_BSKH.shape[:2]
     slots_BS = jnp.broadcast_to(jnp.arange(slots)[None], (batch, slots))
-    # A slot not yet written stands later than every query, so causality hides it.
-    mask = Mask(per_batch["positions_BT"], slots_BS, window=window)
+    written = at + k_BTKH.shape[1]
+    mask = sight.after(per_batch["positions_BT"], slots_BS, written)
     after = {
+        **cache,
         "key_LBSKH": key_BSKH,
         "value_LBSKH": value_BSKH,
-        "written_L": at + k_BTKH.shape[1],
+        "written_L": written,
     }
     return key_BSKH, value_BSKH, mask, after
 

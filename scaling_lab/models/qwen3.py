@@ -10,20 +10,22 @@ from flax import nnx
 
 from scaling_lab.models import llama
 from scaling_lab.models.ops import (
+    EVERYTHING,
     Output,
     constant,
     head_norm,
     parameters,
     rotate,
-    stacked,
 )
+from scaling_lab.models.runs import Alternating, layers
+from scaling_lab.parallel.sight import Sight
 from scaling_lab.parallel.verbs import Verbs
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Alternating):
     """Sizes by letter (see `dims.ALPHABET`); H is given, not D / N."""
 
     L: int
@@ -38,6 +40,7 @@ class Config:
     rope_scaling: None = None
     norm_epsilon: float = 1e-6
     length: int = 40_960
+    mask: Sight = EVERYTHING
 
 
 #: The config.json of Qwen/Qwen3-0.6B, -1.7B, -4B, -8B, -14B and -32B.
@@ -88,10 +91,10 @@ class Block(Attention, llama.Block):
 
 def init(config: Config, key: Array) -> dict[str, Any]:
     """Parameters in float32; the same numbers under every layout."""
-    ends, layers = jax.random.split(key)
+    ends, stack = jax.random.split(key)
     return {
         **parameters(llama.Ends(config, nnx.Rngs(ends))),
-        "layers": stacked(Block, config, layers),
+        **layers(Block, config, stack),
     }
 
 

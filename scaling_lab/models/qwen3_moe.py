@@ -9,14 +9,16 @@ import jax
 from flax import nnx
 
 from scaling_lab.models import llama, mixtral, qwen3
-from scaling_lab.models.ops import Output, parameters, stacked
+from scaling_lab.models.ops import EVERYTHING, Output, parameters
+from scaling_lab.models.runs import Alternating, layers
+from scaling_lab.parallel.sight import Sight
 from scaling_lab.parallel.verbs import Routing, Verbs
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Alternating):
     """Sizes by letter (see `dims.ALPHABET`); F is the width of one expert."""
 
     L: int
@@ -33,6 +35,7 @@ class Config:
     rope_scaling: None = None
     norm_epsilon: float = 1e-6
     length: int = 40_960
+    mask: Sight = EVERYTHING
 
 
 #: The config.json of Qwen/Qwen3-30B-A3B and Qwen/Qwen3-235B-A22B.
@@ -51,10 +54,10 @@ class Block(qwen3.Attention, mixtral.Block):
 
 def init(config: Config, key: Array) -> dict[str, Any]:
     """Parameters in float32; the same numbers under every layout."""
-    ends, layers = jax.random.split(key)
+    ends, stack = jax.random.split(key)
     return {
         **parameters(llama.Ends(config, nnx.Rngs(ends))),
-        "layers": stacked(Block, config, layers),
+        **layers(Block, config, stack),
     }
 
 

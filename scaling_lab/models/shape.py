@@ -38,7 +38,7 @@ def sizes(config: Any) -> Mapping[str, Any]:
     sparse = max((leaf.shape[0] for leaf in routed.values()), default=0)
     latent = getattr(config, "R", None) is not None
     head = (config.H + config.P + config.U) // 2 if latent else config.H
-    local = getattr(config, "window", None)
+    sight = models.sight(config)
     return {
         "layers": layers,
         "d_model": config.D,
@@ -54,8 +54,8 @@ def sizes(config: Any) -> Mapping[str, Any]:
         "expert_d_ff": inner.get(("down", True), 0),
         "shared_d_ff": inner.get(("shared_down", False), 0),
         "dense_layers": layers - sparse if routed else 0,
-        "window": local or 0,
-        "window_share": getattr(config, "window_share", 0.0) if local else 0.0,
+        "window": sight.keys or 0,
+        "window_share": sight.share(layers),
         "latent": _attention(made) // layers if latent else None,
         "params": count,
         "active_params": count - idle,

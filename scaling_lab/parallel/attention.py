@@ -36,8 +36,7 @@ def dense(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask) -> Array:
         precision=precision,
         preferred_element_type=jnp.float32,
     )
-    visible_BKGTS = mask.visible_BTS()[:, None, None]
-    scores_BKGTS = jnp.where(visible_BKGTS, scores_BKGTS, HIDDEN)
+    scores_BKGTS = jnp.where(mask.visible_BKTS()[:, :, None], scores_BKGTS, HIDDEN)
     weights_BKGTS = jax.nn.softmax(scores_BKGTS, -1).astype(q_BTNH.dtype)
     out_BTKGH = jnp.einsum(
         "BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH, precision=precision
@@ -156,6 +155,9 @@ def by_heads(
     q_spec = PartitionSpec(*rows, q_axes, None)
     kv_spec = PartitionSpec(*rows, kv_axes, None)
     mask_spec = jax.tree.map(lambda _: PartitionSpec(*rows), mask)
+    if mask.picks_BKQC is not None:
+        own = PartitionSpec(rows[0], kv_axes)
+        mask_spec = dataclasses.replace(mask_spec, picks_BKQC=own)
 
     def local(q_BTNH, k_BSKH, v_BSKH, mask):
         if q_axes is not None and kv_axes is None:
@@ -163,6 +165,14 @@ def by_heads(
                 _own_heads(a, q_BTNH.shape[2], arrays[0].shape[2], q_axes)
                 for a in (k_BSKH, v_BSKH)
             )
+            if mask.picks_BKQC is not None:
+                picks_BQKC = jnp.swapaxes(mask.picks_BKQC, 1, 2)
+                picks_BQKC = _own_heads(
+                    picks_BQKC, q_BTNH.shape[2], arrays[0].shape[2], q_axes
+                )
+                mask = dataclasses.replace(
+                    mask, picks_BKQC=jnp.swapaxes(picks_BQKC, 1, 2)
+                )
         return attend(q_BTNH, k_BSKH, v_BSKH, mask)
 
     spread = jax.shard_map(

@@ -1,4 +1,4 @@
-"""Attention over a sequence that is divided between devices: gathered keys, or a ring.
+"""Attention over a divided sequence: gathered keys, a ring of them, or divided heads.
 
 Under a causal mask the devices with the last positions would do most of the work. So
 the data's order is *zigzag*: of 2C chunks of a row, shard i of C holds the i-th from
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,22 @@ import numpy as np
 from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 
-from scaling_lab.parallel import flash
-from scaling_lab.parallel.attention import RESIDUAL
+from scaling_lab.parallel import flash, ulysses
+from scaling_lab.parallel.attention import RESIDUAL, Attend
 from scaling_lab.parallel.masks import Mask
 
 Array = jax.Array
+
+
+class Kernels(NamedTuple):
+    """The attention of one device.
+
+    Attributes:
+      whole: over whole rows. parts: over parts of them, in its two passes.
+    """
+
+    whole: Attend
+    parts: flash.Kernel
 
 
 def zigzag(length: int, shards: int) -> np.ndarray:
@@ -151,8 +162,31 @@ def _backward(kernel, axis, residuals, d_BTNU):
 
 ring.defvjp(_forward, _backward)
 
-#: What a layout may bind `attend` to over a divided sequence.
-MECHANISMS = {"gather": gathered, "ring": ring}
+#: What a layout may bind `attend` to over a divided sequence, with the kernel it takes.
+MECHANISMS = {
+    "gather": ("parts", gathered),
+    "ring": ("parts", ring),
+    "ulysses": ("whole", ulysses.attend),
+}
+
+
+def spread(kind: str, kernels: Kernels, axis: Any) -> Attend:
+    """One device's part of attention over a sequence divided over a mesh axis.
+
+    Args:
+      kind: a key of `MECHANISMS`.
+    """
+    taken, mechanism = MECHANISMS[kind]
+    return functools.partial(mechanism, getattr(kernels, taken), axis)
+
+
+def residual(kind: str, whole: str) -> str:
+    """`checkpoint_name` by which attention keeps what it needs.
+
+    Args:
+      whole: the same of a kernel over whole rows.
+    """
+    return whole if MECHANISMS[kind][0] == "whole" else RESIDUAL
 
 
 def _of_keys(mask: Mask) -> dict[str, Array]:

@@ -11,55 +11,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scaling_lab.parallel.blocks import Blocks
+
 Array = jax.Array
 Batch = Mapping[str, Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class Blocks:
-    """A map of which blocks of keys each block of queries sees, the same for all rows.
-
-    Blocks are cut by the place of a token in its row, whatever its document.
-
-    Attributes:
-      size: tokens of a block. seen: for every block of queries the blocks it sees.
-    """
-
-    size: int
-    seen: tuple[tuple[int, ...], ...]
-
-    @classmethod
-    def of(cls, size: int, seen_QS: Any) -> Blocks:
-        """From a square array of booleans.
-
-        Raises:
-          ValueError: not square, or a block does not see itself (its queries could then
-            see nothing at all).
-        """
-        seen_QS = np.asarray(seen_QS, bool)
-        if seen_QS.ndim != 2 or seen_QS.shape[0] != seen_QS.shape[1]:
-            raise ValueError(f"a block map is square; this one has {seen_QS.shape}")
-        blind = np.flatnonzero(~seen_QS.diagonal())
-        if len(blind):
-            raise ValueError(
-                f"block {blind[0]} does not see itself, so its first query would see "
-                "nothing; set the diagonal of the map"
-            )
-        rows = (tuple(map(int, np.flatnonzero(row))) for row in seen_QS)
-        return cls(size, tuple(rows))
-
-    def array_QS(self) -> np.ndarray:
-        """The map as booleans."""
-        found = np.zeros((len(self.seen),) * 2, bool)
-        for row, blocks in enumerate(self.seen):
-            found[row, list(blocks)] = True
-        return found
 
 
 @jax.tree_util.register_dataclass
@@ -80,11 +40,17 @@ class Mask:
         Raffel et al. 2020, section 3.2.1), or ``None``.
       q_places_BT: place of each query in its row, the same in all rows; ``None`` if
         they stand in order. k_places_BS: the same for keys.
+      picks_BKQC: of every run of queries and key-value head the blocks of keys that it
+        sees and no others, -1 where there is none; ``None`` is all.
+      picked: how many queries share a row of picks, and keys of a block of them.
       causal: whether the future is hidden.
       window: how many positions back are seen, the own one included; ``None`` is all.
       chunk: how many positions one segment holds, where segments are documents cut
         into chunks (`chunked`); ``None`` is all.
       blocks: which blocks of the row are seen; ``None`` is all.
+      stride: how many positions each key stands for, at whose last it is; ``None`` is
+        one.
+      prefix: how many positions `k_prefix_BS` marks in a document; ``None`` says none.
       ordered: keys stand in the order of queries (S = T and the array order is the
         causal order), so a kernel may skip blocks without looking at positions.
       row: positions of the whole row, where these are a part of it; else ``None``.
@@ -97,15 +63,31 @@ class Mask:
     k_prefix_BS: Array | None = None
     q_places_BT: Array | None = None
     k_places_BS: Array | None = None
+    picks_BKQC: Array | None = None
+    picked: tuple[int, int] | None = dataclasses.field(
+        default=None, metadata={"static": True}
+    )
     causal: bool = dataclasses.field(default=True, metadata={"static": True})
     window: int | None = dataclasses.field(default=None, metadata={"static": True})
     chunk: int | None = dataclasses.field(default=None, metadata={"static": True})
     blocks: Blocks | None = dataclasses.field(default=None, metadata={"static": True})
+    stride: int | None = dataclasses.field(default=None, metadata={"static": True})
+    prefix: int | None = dataclasses.field(default=None, metadata={"static": True})
     ordered: bool = dataclasses.field(default=False, metadata={"static": True})
     row: int | None = dataclasses.field(default=None, metadata={"static": True})
 
+    def visible_BKTS(self) -> Array:
+        """The mask of every key-value head, K being 1 where all see alike."""
+        visible_BKTS = self.visible_BTS()[:, None]
+        if self.picks_BKQC is None or self.picked is None:
+            return visible_BKTS
+        rows, block = self.picked
+        blocks_S = (self.places()[1] // block)[None, None, None, None]
+        seen_BKQS = jnp.any(self.picks_BKQC[..., None] == blocks_S, -2)
+        return visible_BKTS & jnp.repeat(seen_BKQS, rows, axis=2)
+
     def visible_BTS(self) -> Array:
-        """The mask written out: true where a query sees a key."""
+        """The mask written out, but for picks: true where a query sees a key."""
         q_BT1 = self.q_positions_BT[:, :, None]
         k_B1S = self.k_positions_BS[:, None, :]
         seen_BTS = jnp.ones((q_BT1 - k_B1S).shape, bool)
@@ -200,12 +182,19 @@ class Mask:
         return inside - at(bottom + 1, left) + at(top, left) > 0
 
     def density(self) -> float:
-        """Fraction of (query, key) pairs seen, not looking at documents or a prefix.
+        """Fraction of (query, key) pairs seen, as if every row were one document.
 
         Of a part of a row it is the whole row's: parts are cut to be alike.
         """
         t, s = self.q_positions_BT.shape[1], self.k_positions_BS.shape[1]
         t, s = (t, s) if self.row is None else (self.row, self.row)
+        if self.stride is not None:
+            return float(np.sum((np.arange(t) + 1) // self.stride)) / (t * s)
+        if self.picked is not None and self.picks_BKQC is not None and self.ordered:
+            rows, block = self.picked
+            others_Q = np.minimum(np.arange(t // rows), self.picks_BKQC.shape[-1] - 1)
+            own = (t // rows) * rows * (rows + 1) / 2
+            return (float(others_Q.sum()) * rows * block + own) / (t * s)
         limits = (self.window, self.chunk, self.blocks)
         if not self.causal and limits == (None, None, None):
             return 1.0
@@ -220,26 +209,19 @@ class Mask:
             first_T = np.maximum(first_T, q_T // self.chunk * self.chunk)
             last_T = np.minimum(last_T, (q_T // self.chunk + 1) * self.chunk - 1)
         if self.blocks is None:
-            return float(np.sum(last_T - first_T + 1)) / (t * s)
-        return _mapped_pairs(self.blocks, first_T, last_T) / (t * s)
+            seen = float(np.sum(last_T - first_T + 1))
+            if self.prefix is not None:  # what of it is not seen anyway
+                prefix = min(self.prefix, s)
+                both_T = np.minimum(prefix - 1, last_T) - first_T + 1
+                seen += float(np.sum(prefix - np.maximum(0, both_T)))
+            return seen / (t * s)
+        return self.blocks.pairs(first_T, last_T) / (t * s)
 
 
 def _ends(numbers: Array, block: int) -> tuple[Array, Array]:
     """The least and the greatest number of every block of the last dim."""
     apart = numbers.reshape(*numbers.shape[:-1], -1, block)
     return apart.min(-1), apart.max(-1)
-
-
-def _mapped_pairs(blocks: Blocks, first_T: np.ndarray, last_T: np.ndarray) -> float:
-    """Pairs between two ends of every query that a block map lets through."""
-    total = 0
-    for row, seen in enumerate(blocks.seen):
-        queries = slice(row * blocks.size, (row + 1) * blocks.size)
-        starts = np.asarray(seen) * blocks.size
-        low = np.maximum(first_T[queries, None], starts[None])
-        high = np.minimum(last_T[queries, None], starts[None] + blocks.size - 1)
-        total += int(np.maximum(0, high - low + 1).sum())
-    return float(total)
 
 
 def causal_mask(
@@ -255,6 +237,13 @@ def causal_mask(
         window=window,
         blocks=blocks,
         ordered=True,
+    )
+
+
+def prefixed(mask: Mask, prefix: int) -> Mask:
+    """The mask with the first positions of every document seen by all of it."""
+    return dataclasses.replace(
+        mask, k_prefix_BS=mask.k_positions_BS < prefix, prefix=prefix
     )
 
 

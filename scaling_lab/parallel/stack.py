@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import Offloadable
 
 from scaling_lab import dims
-from scaling_lab.parallel import recompute
+from scaling_lab.parallel import policies, recompute
 from scaling_lab.parallel.verbs import Batch, Segment
 
 Array = jax.Array
@@ -32,32 +33,26 @@ def remat(block: Block, policy: str, *, regather: bool) -> Block:
     Args:
       policy: ``none`` keeps everything, ``full`` keeps the block's input alone,
         ``save:a,b`` keeps the outputs of those verbs, ``recompute:a,b`` keeps
-        everything but those.
+        everything but those, ``offload:a,b`` keeps theirs in the host's memory.
       regather: gathered weights are not kept: the backward pass gathers them again
         (ZeRO-3, Rajbhandari et al. 2020, section 5.3).
 
     Raises:
       ValueError: unknown policy.
     """
-    keep = jax.checkpoint_policies
-    kind, _, names = policy.partition(":")
-    listed = tuple(name for name in names.split(",") if name)
+    kind, listed, away = policies.parse(policy)
+    chosen: Any
     if kind == "full":
-        chosen = keep.nothing_saveable
-    elif kind == "save" and listed:
-        chosen = functools.partial(_named, listed)
-    elif kind == "recompute" and listed:
+        chosen = jax.checkpoint_policies.nothing_saveable
+    elif kind == "save":
+        chosen = functools.partial(_kept, listed, away)
+    elif kind == "recompute":
         dropped = (*listed, GATHERED) if regather else listed
         chosen = all_but(dropped, (*MOVES, *MAKES))
-    elif kind == "none" and regather:
+    elif regather:
         chosen = all_but((GATHERED,), MOVES)
-    elif kind == "none":
-        return block
     else:
-        raise ValueError(
-            f"remat {policy!r} is not a policy; say none, full, save:VERB,VERB or "
-            "recompute:VERB,VERB (verbs as `scaling-lab explain` lists them)"
-        )
+        return block
     return jax.checkpoint(block, policy=chosen)
 
 
@@ -67,14 +62,13 @@ def with_residual(policy: str, residual: str) -> str:
     To keep the result alone would spare nothing: its kernel would run again for the
     normalisers. So what is kept, or dropped, with the verb is what the kernel names.
     """
-    kind, _, names = policy.partition(":")
-    listed = [name for name in names.split(",") if name]
+    kind, listed, away = policies.parse(policy)
     attends = [name for name in listed if name.rpartition("/")[2] == "attend"]
     if not (residual and attends):
         return policy
     if kind == "save":
-        listed = [name for name in listed if name not in attends]
-    return f"{kind}:{','.join([*listed, residual])}"
+        listed = tuple(name for name in listed if name not in attends)
+    return policies.Policy(kind, (*listed, residual), away).text
 
 
 def all_but(names: tuple[str, ...], unnamed: tuple[str, ...]) -> Callable[..., bool]:
@@ -92,6 +86,19 @@ def all_but(names: tuple[str, ...], unnamed: tuple[str, ...]) -> Callable[..., b
     return policy
 
 
+def _kept(
+    names: tuple[str, ...],
+    away: tuple[str, ...],
+    primitive: Any,
+    *_: Any,
+    **params: Any,
+) -> bool | Offloadable:
+    """Whether a result is kept, and where: here, or by other names on the host."""
+    if away and primitive.name == "name" and params["name"] in away:
+        return Offloadable(src="device", dst="pinned_host")
+    return _named(names, primitive, **params)
+
+
 def _named(names: tuple[str, ...], primitive: Any, *_: Any, **params: Any) -> bool:
     """Whether a result has one of the names, or a kernel of that name makes it."""
     if primitive.name == "name":
@@ -99,15 +106,29 @@ def _named(names: tuple[str, ...], primitive: Any, *_: Any, **params: Any) -> bo
     return primitive.name in names
 
 
-def scan(block: Block, segment: Segment, x_BTD: Array, per_batch: Batch, cache):
-    """The layers as one loop: compiled once, whatever the depth."""
+def scan(
+    block: Block,
+    segment: Segment,
+    x_BTD: Array,
+    per_batch: Batch,
+    cache: Any,
+    *,
+    together: int = 1,
+):
+    """The layers as one loop: compiled once, whatever the depth.
+
+    Args:
+      together: layers in one turn. What one moves (weights, results from the host) then
+        hides behind what another computes, which a compiler sees no other way.
+    """
 
     def body(x_BTD, layer):
         params, cache = layer
         x_BTD, aux, cache = block(params, x_BTD, per_batch, cache)
         return x_BTD, (aux, cache)
 
-    x_BTD, (aux, cache) = jax.lax.scan(body, x_BTD, (per_layer(segment.params), cache))
+    layers = (per_layer(segment.params), cache)
+    x_BTD, (aux, cache) = jax.lax.scan(body, x_BTD, layers, unroll=together)
     return x_BTD, _total(aux), cache
 
 

@@ -45,8 +45,9 @@ class Candidates:
     """What can be, and how much cannot.
 
     Attributes:
-      table: columns ``data fsdp tensor context stage expert zero sequences schedule
-        pieces policy host``; ``schedule`` and ``policy`` are codes, ``host`` is 1
+      table: columns ``data fsdp tensor context stage expert ulysses zero sequences
+        schedule pieces policy host``; ``schedule`` and ``policy`` are codes,
+        ``ulysses`` is 1 where attention exchanges positions for heads, and ``host``
         where optimizer state rests in the host's memory.
       refused: law -> how many meshes it ruled out (a mesh counts once).
     """
@@ -72,6 +73,8 @@ def candidates(question: Question) -> Candidates:
     refused: Counter[str] = Counter()
     table = _meshes(question)
     table = _lawful(table, law.of_meshes(question, table), refused)
+    table = _crossed(table, ulysses=(0, 1))
+    table = _lawful(table, law.of_attention(question, table))
     table = _crossed(table, zero=(0, 1, 2, 3))
     table = _lawful(table, law.of_state(question, table))
     table = _crossed(table, sequences=_sequences(question))
@@ -142,13 +145,18 @@ def _scheduled(table: law.Table) -> law.Table:
 
 def policy_of(question: Question, code: int) -> str:
     """A policy as a run writes it, in the verbs that this model has."""
-    policy = POLICIES[code]
-    return policy if question.shape.gated else policy.replace("ffn/gate,", "")
+    policy, shape = POLICIES[code], question.shape
+    if shape.n_experts:
+        return policy.replace("ffn/", "ffn/experts/")
+    return policy if shape.gated else policy.replace("ffn/gate,", "")
 
 
 def _offered(question: Question, table: law.Table) -> law.Table:
-    """Without the policies that name verbs which blocks of experts do not have."""
-    lacks = ["ffn/" in policy and question.shape.n_experts > 0 for policy in POLICIES]
+    """Without the policies that name verbs which some blocks lack: of a model with
+    dense blocks beside those with experts, or experts that all tokens share."""
+    shape = question.shape
+    mixed = shape.n_experts > 0 and (shape.dense_layers > 0 or shape.shared_d_ff > 0)
+    lacks = ["ffn/" in policy and mixed for policy in POLICIES]
     keep = ~np.array(lacks)[table["policy"]]
     return {name: column[keep] for name, column in table.items()}
 

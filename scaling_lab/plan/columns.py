@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from scaling_lab.cost.machines import machine_columns, peak_of
+from scaling_lab.cost.machines import host_rate, machine_columns, peak_of
 from scaling_lab.cost.points import PRECISIONS, REMATS, SCHEDULES, STACKS, Points
 from scaling_lab.cost.runs import STATE_BYTES
 from scaling_lab.hardware import Target, parse_target
@@ -107,6 +107,7 @@ def machine(
         "flops_per_second": peak / shown,
         "bf16_flops_per_second": wide / shown,
         "scale_up": math.prod(joined) * shown,
+        "host_bytes_per_second": host_rate(chip),
     }
     if node_gbps is not None:
         in_node = chip.chips_per_host(target.topology)

@@ -51,6 +51,16 @@ def of_meshes(question: Question, table: Table) -> Iterator[Law]:
     yield said, question.batch % replicas != 0
 
 
+def of_attention(question: Question, table: Table) -> Iterator[Law]:
+    """Laws of attention over a divided sequence: heads enough to exchange."""
+    parts = table["context"] * table["tensor"]
+    ulysses, heads = table["ulysses"] == 1, question.shape.n_heads
+    said = "positions are exchanged over a context axis"
+    yield said, ulysses & (table["context"] == 1)
+    said = f"context × tensor does not divide N={heads} (query heads)"
+    yield said, ulysses & (heads % parts != 0)
+
+
 def of_stages(question: Question, table: Table) -> Iterator[Law]:
     """Laws of a schedule: pieces divide the layers, and the pipeline can be filled."""
     stages, pieces = table["stage"], table["pieces"]

@@ -14,6 +14,7 @@ from scaling_lab.cost.predict import Prediction, predict
 from scaling_lab.cost.runs import STATE_BYTES
 from scaling_lab.plan import columns
 from scaling_lab.plan.candidates import POLICIES, Candidates, candidates, policy_of
+from scaling_lab.plan.law import Table
 from scaling_lab.plan.question import Question
 
 #: Candidates predicted at a time, so that a large search stays small in memory.
@@ -149,6 +150,8 @@ def as_points(question: Question, found: Candidates) -> Points:
         fsdp=table["fsdp"],
         tensor=width,
         context=table["context"],
+        ulysses=table["ulysses"],
+        flash=_fused(question, table),
         stage=table["stage"],
         expert=table["expert"],
         zero_stage=table["zero"],
@@ -170,6 +173,13 @@ def as_points(question: Question, found: Candidates) -> Points:
         word = text if text in REMATS else "selective"
         code[mine] = REMATS.index(word)
     return run.replace(kept=kept, recompute=again, remat=code)
+
+
+def _fused(question: Question, table: Table) -> np.ndarray:
+    """Where attention never writes its scores; see `cost.runs.fused`."""
+    chip = question.target.chip
+    torus = chip is not None and chip.torus_dims > 0
+    return torus | (table["context"] == 1) | (table["ulysses"] == 1)
 
 
 def sequence(question: Question, found: Candidates) -> np.ndarray:

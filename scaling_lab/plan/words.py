@@ -38,6 +38,8 @@ def layout_of(question: Question, found: Candidates, index: int) -> str:
     text = ",".join(named) or "data=1"
     if sequence(question, found.take(np.array([index])))[0]:
         text += "+sequence"
+    if table["ulysses"][index]:
+        text += "+ulysses"
     zero = int(table["zero"][index])
     return text + (f"+zero{zero}" if zero in (1, 2) and sizes["data"] > 1 else "")
 

@@ -6,6 +6,7 @@ ran the runs.
 
 from scaling_lab.studies.columns import COLUMNS, Column, column
 from scaling_lab.studies.filters import select
+from scaling_lab.studies.fitting import Fit, fit
 from scaling_lab.studies.report import report
 from scaling_lab.studies.rows import frame
 from scaling_lab.studies.table import table, write_table
@@ -13,7 +14,9 @@ from scaling_lab.studies.table import table, write_table
 __all__ = [
     "COLUMNS",
     "Column",
+    "Fit",
     "column",
+    "fit",
     "frame",
     "report",
     "select",

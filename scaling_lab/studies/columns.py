@@ -81,6 +81,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("length", _A + "length", "count", "length", "tokens per sequence"),
     Column("steps", _A + "steps", "count", "steps"),
     Column("seed", _A + "seed", "count", "seed"),
+    Column("mask", _A + "mask", "text", "mask", "what layers see of a document"),
     Column("remat", _A + "remat", "text", "remat", "what is computed again"),
     Column("precision", _A + "precision", "text", "precision"),
     Column("accumulate", _A + "accumulate", "count", "accumulate", "microbatches"),

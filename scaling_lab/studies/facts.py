@@ -17,6 +17,7 @@ ASKED = (
     "family",
     "size",
     "params",
+    "mask",
     "target",
     "devices",
     "layout",

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from scaling_lab import compile as compiler
-from scaling_lab import cost, measure
+from scaling_lab import cost, measure, models
 from scaling_lab.config import RunConfig, check_remat, validate, with_data
 from scaling_lab.cost.predict import predict
 from scaling_lab.cost.runs import points_of
@@ -118,6 +118,7 @@ def asked(config: RunConfig) -> dict[str, Any]:
     return {
         "family": config.family,
         "size": config.size,
+        "mask": models.sight(config.model).text,
         "layout": config.layout.name,
         "mesh": dict(config.layout.mesh),
         "target": config.target,

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import numpy as np
 
+from scaling_lab import models
 from scaling_lab.train.program import Program
 from scaling_lab.train.step import Metrics, TrainState
 from scaling_lab.train.watch import describe_fault
@@ -78,10 +80,11 @@ def bits_per_byte(
     program: Program, params: Any, batches: Iterable[Metrics], bytes_per_token_V: Any
 ) -> float | None:
     """Held-out loss in bits per byte of text; ``None`` without held-out text."""
+    sight = models.sight(program.config.model)
     nats = bytes_ = 0.0
     for batch in batches:
         result = program.evaluate(params, program.put(batch))
-        targets = batch["targets_BT"]
+        targets = np.asarray(sight.counted(batch)["targets_BT"])
         nats += float(result["nats"])
         bytes_ += float(bytes_per_token_V[targets[targets >= 0]].sum())
     return nats / math.log(2) / bytes_ if bytes_ else None

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AxisType, SingleDeviceSharding
 
-from scaling_lab import dims, layouts, optimizers
-from scaling_lab.config import RunConfig
+from scaling_lab import dims, layouts, models, optimizers
+from scaling_lab.config import RunConfig, together
 from scaling_lab.layouts import ExplicitPlacement, Placement
 from scaling_lab.parallel import (
     attention,
@@ -113,6 +113,7 @@ def make_placement(config: RunConfig, devices: Any = None) -> Placement:
         reduce=config.reduce,
         remat=config.remat,
         unroll=unroll,
+        together=together(config.stack),
         microbatches=config.accumulate,
         loss_chunks=config.loss_chunks,
     )
@@ -212,6 +213,7 @@ def _rests(place: Placement, kind: str, letters: str, name: str = "") -> Any:
 
 
 def _evaluate(config: RunConfig, place: Placement, params: Any, batch: Metrics):
+    batch = models.sight(config.model).counted(batch)
     token = token_loss(config, place, params, batch)
     return {
         "nats": jnp.sum(token.nll_BT),

@@ -68,6 +68,9 @@ def check_room(model: Any, prompt: int, tokens: int) -> None:
     """
     total = prompt + tokens
     longest = getattr(model, "length", total)
+    blocks = models.sight(model).blocks
+    if blocks is not None:
+        longest = min(longest, len(blocks.seen) * blocks.size)
     if not prompt or total > longest:
         raise ValueError(
             f"a prompt of {prompt} tokens and {tokens} new ones: needs at least "

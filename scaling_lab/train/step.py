@@ -49,6 +49,7 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: Metrics):
+        batch = models.sight(config.model).counted(batch)
         gradients, metrics = _gradients(config, place, state.params, batch)
         norms = optimizers.square_norms(optimizers.weights(gradients))
         norm = jnp.sqrt(sum(norms.values()))
@@ -68,6 +69,7 @@ def token_loss(
     config: RunConfig, place: Placement, params: Any, batch: Metrics
 ) -> TokenLoss:
     """The loss of every token of a batch."""
+    batch = models.sight(config.model).counted(batch)
     family = models.family_of(config.model)
     output = family.hidden(config.model, params, batch, place)
     head_DV = family.head(config.model, params)

@@ -11,7 +11,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiles")]
 #: latent attention and a second head that looks one token further.
 CASES = [
     ("gemma3", "fsdp=2,context=2,tensor=2+sequence+ring", 1),
+    ("gemma3", "context=4,tensor=2+sequence+ulysses", 1),
     ("deepseek", "fsdp=2,context=4+ring", 1),
+    ("deepseek", "fsdp=2,context=4+ulysses", 1),
+    ("mixtral", "expert=2,context=2,tensor=2+ulysses", 1),
     ("deepseek", "expert=2,context=2,fsdp=2", 1),
     ("mixtral", "expert=2,context=2,fsdp=2+ring_of_experts", 1),
     ("mixtral", "stage=2,expert=2,fsdp=2", 4),

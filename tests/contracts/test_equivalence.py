@@ -112,6 +112,14 @@ def test_fewer_key_value_heads_than_the_axis(
     check_tables(trained)
 
 
+@pytest.mark.parametrize("heads", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_fewer_key_value_heads_than_a_context_exchanges(
+    heads, tiny, batches, reference
+):
+    model = tiny("llama", K=heads)
+    same(Trained(run_of(model, "context=8+ulysses"), batches), reference(model))
+
+
 def test_zero_divides_what_it_says(tiny, batches):
     """ZeRO's three stages by the bytes of one weight on one device."""
     held = {}

@@ -24,6 +24,7 @@ COMPOSED = [
     "fsdp=8+gather_once",
     "data=2,context=4",
     "fsdp=2,context=2,tensor=2+sequence+ring",
+    "fsdp=2,context=2,tensor=2+sequence+ulysses",
     "stage=2,fsdp=4",
     "stage=2,data=2,tensor=2+interleaved=2",
 ]

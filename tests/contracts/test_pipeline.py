@@ -26,6 +26,7 @@ CASES = [
     ("llama", "stage=2,data=2,fsdp=2+zero1", 3, {"remat": "save:ffn/gate"}),
     ("llama", "stage=2,fsdp=2,context=2+ring", 4, {"remat": "full"}),
     ("gpt2", "stage=2,data=2,context=2", 4, {}),
+    ("llama", "stage=2,context=2,tensor=2+sequence+ulysses", 4, {"remat": "full"}),
     ("llama", "stage=2,fsdp=4+1f1b", 4, {"remat": "full", "z_loss": 1e-3}),
     ("gpt2", "stage=4,data=2+1f1b", 5, {}),
     ("llama", "stage=2,data=2,tensor=2+sequence+zero2+1f1b", 3, {}),

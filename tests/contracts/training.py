@@ -22,6 +22,7 @@ COMPOSED = [
     "fsdp=8+gather_once",
     "data=2,context=4",
     "fsdp=2,context=2,tensor=2+sequence+ring",
+    "fsdp=2,context=2,tensor=2+sequence+ulysses",
 ]
 LAYOUTS = [*layouts.names(), *COMPOSED]
 #: For families that have experts; to others this axis is one more of data.

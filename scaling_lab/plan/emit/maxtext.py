@@ -95,6 +95,8 @@ def _mesh(question: Question, choice: Choice, flags: Flags) -> None:
         sizes[axis], left = sizes[axis] // taken, left // taken
     tensor = choice.mesh.get("tensor", 1)
     name = "tensor_sequence" if "+sequence" in choice.layout else "tensor"
+    if "+ulysses" in choice.layout:
+        flags.unmapped.append("positions for heads in attention; keys are gathered")
     stage = choice.mesh.get("stage", 1)
     inside = {**sizes, name: tensor, "pipeline": stage, "expert": expert}
     outside = dict.fromkeys(inside, 1)

@@ -86,6 +86,8 @@ def _mesh(choice: Choice, flags: Flags) -> None:
     flags.values["tensor-model-parallel-size"] = choice.mesh.get("tensor", 1)
     flags.values["pipeline-model-parallel-size"] = choice.mesh.get("stage", 1)
     flags.values["context-parallel-size"] = choice.mesh.get("context", 1)
+    if "+ulysses" in choice.layout:
+        flags.values["cp-comm-type"] = "a2a"
     if "+sequence" in choice.layout:
         flags.values["sequence-parallel"] = True
     if "expert" in choice.mesh:

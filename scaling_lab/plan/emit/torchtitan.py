@@ -61,6 +61,8 @@ def _mesh(choice: Choice, flags: Flags) -> None:
         "parallelism.context_parallel_degree": choice.mesh.get("context", 1),
         "parallelism.pipeline_parallel_degree": choice.mesh.get("stage", 1),
     }
+    if "+ulysses" in choice.layout:
+        flags.unmapped.append("positions for heads in attention; keys go round instead")
     if "expert" in choice.mesh:
         flags.values["parallelism.expert_parallel_degree"] = choice.mesh["expert"]
         inside = choice.mesh.get("tensor", 1) * fsdp * choice.mesh.get("context", 1)

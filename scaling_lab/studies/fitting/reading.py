@@ -1,0 +1,142 @@
+"""Tables from files, folders of records and DataFrames."""
+
+from __future__ import annotations
+
+import json
+import operator
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from scaling_lab.record import FILE_NAME
+from scaling_lab.studies.fitting.columns import missing
+from scaling_lab.studies.law import Array
+from scaling_lab.studies.plain import column_of, keep, with_status
+from scaling_lab.studies.rows import frame
+
+#: Each row's place in the table it came from; no column of a file is called so.
+ROW = "\0row"
+HELD_OUT = "held_out_bits_per_byte"
+_TEXT = re.compile(r"\s*([-+]?[\d.,]*\d(?:[eE][-+]?\d+)?)\s*([kKmMbBgGtT]?)\s*")
+_SUFFIX = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+_SIGNS = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    ">=": operator.ge,
+    "<=": operator.le,
+    "=": operator.eq,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+
+
+def read(data: Any) -> tuple[pd.DataFrame, bool]:
+    """The table, and whether it is one of our records.
+
+    Args:
+      data: a DataFrame; a .csv, .tsv, .json, .jsonl or .parquet file; a folder of
+        records or its records.jsonl.
+
+    Raises:
+      FileNotFoundError: nothing is there.
+      ValueError: another ending, or no rows.
+    """
+    if isinstance(data, pd.DataFrame):
+        return data.reset_index(drop=True), False
+    path = Path(data)
+    if path.is_dir() or path.name == FILE_NAME or _is_records(path):
+        return _records(path), True
+    if not path.exists():
+        raise FileNotFoundError(f"no table at {path}")
+    readers = {
+        ".csv": pd.read_csv,
+        ".tsv": lambda p: pd.read_csv(p, sep="\t"),
+        ".json": pd.read_json,
+        ".jsonl": lambda p: pd.read_json(p, lines=True),
+        ".parquet": pd.read_parquet,
+    }
+    if path.suffix not in readers:
+        raise ValueError(
+            f"cannot read {path}: {path.suffix or 'no ending'} is none of "
+            f"{', '.join(readers)}, nor is it a folder of records"
+        )
+    found = readers[path.suffix](path)
+    if found.empty:
+        raise ValueError(f"{path} has no rows")
+    return found, False
+
+
+def _is_records(path: Path) -> bool:
+    if path.suffix != ".jsonl" or not path.exists():
+        return False
+    with path.open() as file:
+        try:
+            first = json.loads(file.readline())
+        except ValueError:
+            return False
+    return isinstance(first, dict) and {"id", "status", "asked"} <= set(first)
+
+
+def _records(path: Path) -> pd.DataFrame:
+    """Runs that ended well, with tokens and the loss on text that was held out."""
+    found = with_status(frame(path), True).reset_index(drop=True)
+    if found.empty:
+        raise ValueError(f"no run in {path} ended well: nothing to fit")
+    found["tokens"] = found["steps"] * found["tokens_per_step"]
+    if column_of(found, HELD_OUT).notna().all():
+        # The loss of the last training batch is another, noisier one.
+        del found["loss"]
+        found["loss"] = found.pop(HELD_OUT)
+    return found
+
+
+def numeric(column: pd.Series, name: str) -> Array:
+    """Numbers, ``1.4B`` and ``70M`` among them; what is none is NaN.
+
+    Raises:
+      ValueError: none of the column is a number.
+    """
+    cells = column.astype(object).where(column.notna(), None).tolist()
+    values = np.array([np.nan if cell is None else _number(cell) for cell in cells])
+    if np.isnan(values).all() and len(values):
+        raise ValueError(
+            f"column {name!r} holds no numbers (first: {column.iloc[0]!r})"
+        )
+    return values
+
+
+def _number(cell: Any) -> float:
+    if isinstance(cell, (int, float)):
+        return float(cell)
+    match = _TEXT.fullmatch(str(cell))
+    if match is None:
+        return np.nan
+    return float(match[1].replace(",", "")) * _SUFFIX.get(match[2].lower(), 1.0)
+
+
+def filtered(table: pd.DataFrame, text: str) -> pd.DataFrame:
+    """The rows that one filter lets through.
+
+    Raises:
+      ValueError: no such column, no operator, or no row is left.
+    """
+    match = re.fullmatch(r"\s*([^=!<>]+?)\s*(==|!=|>=|<=|=|>|<)\s*(.*?)\s*", text)
+    if not match:
+        raise ValueError(f"where {text!r} is not COLUMN OPERATOR VALUE, as dataset=c4")
+    name, sign, value = match.groups()
+    if name not in table:
+        raise missing("filter", [c for c in table.columns if c != "\0row"], name)
+    column = column_of(table, name)
+    try:
+        mask = _SIGNS[sign](numeric(column, name), float(value))
+    except ValueError:
+        if sign not in ("=", "==", "!="):
+            raise ValueError(f"where {text!r}: {value!r} is not a number") from None
+        mask = _SIGNS[sign](column.astype(str), value).to_numpy()
+    if not mask.any():
+        seen = ", ".join(str(each) for each in column.unique()[:8])
+        raise ValueError(f"no row has {text}; {name} is {seen}")
+    return keep(table, mask)
