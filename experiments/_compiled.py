@@ -12,6 +12,7 @@ import numpy as np
 import scaling_lab as lab
 from scaling_lab import record
 from scaling_lab.compile import read
+from scaling_lab.dims import AXES
 from scaling_lab.sweep import compile_run
 
 RESULTS = Path(__file__).parent / "results"
@@ -25,7 +26,7 @@ COLUMNS = (
     *("exposed_seconds", "hidden_seconds", "copy_seconds", "flops"),
     *("by_verb", "by_pass", "by_axis", "trip_counts_known", "live_bytes"),
     *("compile_seconds", "compiler", "target", "mesh"),
-    *("wire_bytes", "kernel_bytes"),
+    *("wire_bytes", "kernel_bytes", "unasked"),
 )
 
 
@@ -76,7 +77,9 @@ def repriced(found: record.RunRecord) -> record.RunRecord:
     column = found.compiled or {}
     if found.status != "ok" or not module.exists():
         return found
-    fresh = read(module.read_text(), column["mesh"], column["target"])
+    # Written down, a mesh has its axes by name; a module counts devices by their order.
+    mesh = {axis: column["mesh"][axis] for axis in AXES if axis in column["mesh"]}
+    fresh = read(module.read_text(), mesh, column["target"])
     return small(dataclasses.replace(found, compiled=column | fresh))
 
 

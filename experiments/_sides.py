@@ -20,7 +20,7 @@ MODELS = (
     ("mixtral", "8x7b", ("tpu-v5p:4x4x8", "h100:16x8")),
 )
 LOADS = {"8k": (2, 4096), "2k": (1, 2048)}
-#: Policies of a tuned layout that the compiler is asked about: of FSDP, of each HSDP.
+#: Policies of a tuned layout that the compiler is asked about: of FSDP, of HSDP.
 TUNED, TUNED_APART = 2, 1
 #: Of the planner's best layouts so many, and of the best of them so many more policies.
 LAYOUTS, POLICIES = 3, 4
@@ -75,13 +75,13 @@ def naive(point: Point) -> lab.RunConfig:
 
 
 def tuned(point: Point) -> list[lab.RunConfig]:
-    """FSDP, and HSDP with a replica a node or as large, each with its best policies."""
+    """FSDP with its best policies, and HSDP with a replica a node or as large."""
     question = point.question
     devices = question.devices
     chip = question.target.chip
     apart = 4 if chip.torus_dims else devices // chip.scale_up_chips
     layouts = [f"fsdp={devices}"]
-    layouts += [f"data={n},fsdp={devices // n}" for n in (apart, 2)]
+    layouts.append(f"data={apart},fsdp={devices // apart}")
     found = []
     for layout in layouts:
         offered = [

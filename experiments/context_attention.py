@@ -14,7 +14,8 @@ Simulated are forward and backward passes of one layer's attention, causal, in b
 seconds are those of eight devices that share two cores: work, not throughput; they rank
 nothing. Compiled are whole steps of Llama 8B on 64 chips with rows of 32768 over eight
 of them: seconds of attention and of the step, what is sent over context, and
-temporaries, of one device.
+temporaries, of one device. A block of scores that a running device may skip is priced
+as if it did not, which at most doubles what gathered keys and the ring take on GPUs.
 """
 
 import argparse

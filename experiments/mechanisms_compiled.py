@@ -34,6 +34,7 @@ MECHANISMS: dict[str, tuple[str, str, int, int]] = {
     "tensor, sequence": ("llama", "fsdp=4,tensor=2+sequence", 2, 1),
     "keys gathered": ("llama", "fsdp=2,context=4", 2, 1),
     "keys go round": ("llama", "fsdp=2,context=4+ring", 2, 1),
+    "positions for heads": ("llama", "fsdp=2,context=4+ulysses", 2, 1),
     "experts here, sorted": ("mixtral", "fsdp=8", 1, 1),
     "experts here, places": ("mixtral", "fsdp=8+capacity", 1, 1),
     "rows to experts": ("mixtral", "expert=8", 1, 1),

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import strategies as some
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
+from scaling_lab import layouts
 from scaling_lab.parallel import (
     attention,
     chunked,
@@ -199,6 +200,20 @@ def test_divided_sequences_in_the_kernel_for_tpus(mechanism, monkeypatch):
     attend = jax.jit(functools.partial(result_and_gradients, attend))
     found = attend(masks.causal_mask(turned(batch, order)), *turned(given, order))
     same(found, turned(wanted, order), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layout", "kept"),
+    [
+        ("fsdp=8", "its own"),
+        ("context=8", attention.RESIDUAL),
+        ("context=8+ring", attention.RESIDUAL),
+        ("context=8+ulysses", "its own"),
+    ],
+)
+def test_what_is_kept_is_what_the_kernel_at_work_names(layout, kept):
+    place = layouts.Placement(layouts.parse(layout), attend_residual="its own")
+    assert place.residual == kept
 
 
 def test_zigzag_gives_every_shard_as_many_pairs():

@@ -193,3 +193,14 @@ def test_words_of_a_choice(tiny):
     )
     assert "key_pool_LIH" in params["layers_00"]
     assert "key_pool_LIH" not in params["layers_01"]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("every", [None, 2])
+def test_parameter_count_is_the_formula(family, every, tiny):
+    model = models.seeing(tiny(family), dataclasses.replace(SIGHT, every=every))
+    file = models.family_of(model)
+    leaves = jax.tree.leaves(
+        jax.eval_shape(lambda: file.init(model, jax.random.key(0)))
+    )
+    assert sum(leaf.size for leaf in leaves) == file.parameter_count(model)

@@ -29,6 +29,12 @@ def test_the_contract(call):
     assert "illegal: stage does not divide L=80" in out
 
 
+def test_a_file_that_is_not_there(call):
+    code, _, said = call("plan --model nosuch.json --target h100:8x8")
+    assert code == 2
+    assert "nosuch.json: no such file" in said
+
+
 def test_json_is_a_ranked_list(call, tmp_path):
     code, out, _ = call(*SMALL, "--json", "--top", "5")
     assert code == 0
@@ -70,10 +76,11 @@ def test_a_model_file_prints_its_parameters(call, tmp_path):
 def test_axes_and_the_star(call):
     code, out, _ = call(*SMALL)
     assert code == 0
-    assert "predicted only" in out
-    code, out, _ = call(*SMALL, "--axes", "data,fsdp,tensor")
-    assert code == 0
     assert "predicted only" not in out
+    experts = "plan --family mixtral --size 8x7b --target h100:8x8 --batch-tokens 256K"
+    code, out, _ = call(f"{experts} --length 4096 --axes data,expert,tensor")
+    assert code == 0
+    assert "predicted only" in out and "experts outside fsdp" in out
     code, _, err = call(*SMALL, "--axes", "data,fdsp")
     assert code == 2
     assert "did you mean fsdp" in err

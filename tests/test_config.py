@@ -259,6 +259,14 @@ def test_nothing_is_traced_for_an_illegal_layout(monkeypatch):
     refused(run_of(batch=12), "dim B=12", kind=IllegalLayout)
 
 
+def test_layers_in_a_turn_of_the_loop():
+    validate(run_of(stack=f"scan:{TOY.L}"))
+    refused(run_of(stack="scan:0"), "stack 'scan:0'; did you mean")
+    refused(run_of(stack=f"scan:{TOY.L + 1}"), f"there are L={TOY.L} layers")
+    piped = run_of("stage=2,data=4", stack="scan:2", accumulate=2, batch=8)
+    refused(piped, "a stage scans its own layers", kind=IllegalLayout)
+
+
 def test_remat_policies():
     verbs = ["ffn/gate", "ffn/up"]
     for policy in (

@@ -75,6 +75,23 @@ def test_compiled_steps_of_public_tpu_runs_take_as_long_as_they_did():
     assert found["exact_and_near"]["median"] <= 0.15
 
 
+def test_stages_do_what_is_counted_and_zero_bubble_less():
+    """Of twelve compiled pipelines five give the costs of tasks, and the rest follow."""
+    table = load("pipeline_schedules")
+    rows = table.small(record.latest(record.read(table.RESULTS)))
+    assert len(rows) == 12
+    flops = {(row["schedule"], row["microbatches"]): row["flops"] for row in rows}
+    held = {(r["schedule"], r["microbatches"]): r["temporary_bytes"] for r in rows}
+    for row in rows:
+        assert row["flops"] == pytest.approx(row["counted_flops"], rel=0.01)
+        assert row["simulated_flops"] <= 1.001 * row["counted_flops"]
+    for count in (4, 8, 16):
+        assert flops["zero_bubble", count] < flops["1f1b", count]
+        assert held["1f1b", count] < held["gpipe", count]
+    assert held["gpipe", 16] > 2 * held["gpipe", 4]
+    assert held["1f1b", 16] < 1.2 * held["1f1b", 4]
+
+
 def test_the_main_job_has_the_six_layouts():
     meshes = [config.layout.mesh for config in load("layouts_at_fixed_batch").CONFIGS]
     layouts = [config.layout for config in load("layouts_at_fixed_batch").CONFIGS]
@@ -117,6 +134,12 @@ def test_verbs_add_no_operation_to_what_is_compiled():
 
 def test_overhead_is_measured():
     assert 0 < load("lab_overhead").seconds_per_step(3) < 10
+
+
+def test_refits_side_by_side_are_the_minima_of_each_alone():
+    found = load("bootstrap_fits").answer(refits=20, alone=4)
+    assert found["at_rest"] == 1 and abs(found["highest_gap"]) < 1e-4
+    assert found["lowest_gap"] > -1e-6
 
 
 def test_a_sweep_module_takes_dry_run():

@@ -43,6 +43,7 @@ PLAIN = dict.fromkeys(names(), 1) | {
     "remat": REMATS.index("none"),
     "precision": 0,
     "offload": 0,
+    "lockstep": 0,
     "recompute": 0,
     "near_again": 0,
     "param_bytes": 4,

@@ -15,11 +15,14 @@ from scaling_lab.config import RunConfig, validate
 from scaling_lab.cost.memory import memory
 from scaling_lab.cost.predict import predict
 from scaling_lab.cost.runs import points_of
+from scaling_lab.dims import AXES
 from scaling_lab.hardware import parse_target
 from scaling_lab.plan import columns, emit, huggingface, law, rank, sizes, words
-from scaling_lab.plan.candidates import POLICIES, TRAINED, candidates, policy_of
+from scaling_lab.plan.candidates import POLICIES, candidates, policy_of
 from scaling_lab.plan.question import Question, sequences, tokens
 from scaling_lab.sweep.run import check_legal
+
+NO_STAGES = tuple(axis for axis in AXES if axis != "stage")
 
 
 def question(family="llama", size="8b", target="tpu-v5p:4x4x4", **changes):
@@ -110,8 +113,8 @@ def test_every_candidate_is_legal_one_by_one():
 
 def test_nothing_legal_is_left_out():
     """Of the trained axes: every mesh that `layouts.check` allows is a candidate."""
-    asked = question(target="tpu-v5p:2x2x4", axes=TRAINED, batch=16)
-    axes = [axis for axis in TRAINED if axis != "expert"]  # of a dense model
+    asked = question(target="tpu-v5p:2x2x4", axes=AXES, batch=16)
+    axes = [axis for axis in AXES if axis != "expert"]  # of a dense model
     found = {tuple(row[axis] for axis in axes) for row in rows(candidates(asked))}
     expected = set()
     for mesh in itertools.product((1, 2, 4, 8, 16), repeat=len(axes)):
@@ -124,6 +127,7 @@ def test_nothing_legal_is_left_out():
             target=asked.target.text,
             batch=16,
             length=asked.length,
+            accumulate=mesh[axes.index("stage")],
         )
         try:
             validate(config)
@@ -138,7 +142,7 @@ def test_nothing_legal_is_left_out():
 def test_what_is_trained_validates_as_a_run(family):
     size = {"llama": "1b", "gpt2": "1.5b"}[family]
     asked = question(
-        family, size, "h100:1x8", axes=TRAINED, batch=32, length=1024, optimizer="lion"
+        family, size, "h100:1x8", axes=AXES, batch=32, length=1024, optimizer="lion"
     )
     found = plan.plan(asked, top=50)
     assert len(found.choices) >= 4
@@ -236,7 +240,7 @@ def test_the_order_is_the_predictions_and_ties_are_intervals():
 
 
 def test_nothing_that_fits_is_faster():
-    asked = question(axes=TRAINED)
+    asked = question(axes=AXES)
     priced = rank.rank(asked)
     best = plan.plan(asked, top=1).choices[0]
     assert best.step_seconds == priced.seconds[priced.fits].min()
@@ -244,7 +248,7 @@ def test_nothing_that_fits_is_faster():
 
 def test_a_choice_is_predicted_as_a_run_is():
     """One road to a number: the plan's points and the run's agree."""
-    asked = question(axes=TRAINED, batch=64)
+    asked = question(axes=AXES, batch=64)
     for choice in plan.plan(asked, top=8).choices:
         if "zero" in choice.layout and "fsdp" in choice.layout:
             continue
@@ -295,7 +299,7 @@ def test_node_gbps_is_of_a_node():
 
 
 def test_state_moves_to_the_host_where_a_mesh_fits_no_other_way():
-    asked = question(size="70b", target="h200:1x8", axes=TRAINED, batch=64)
+    asked = question(size="70b", target="h200:1x8", axes=AXES, batch=64)
     priced = rank.rank(asked)
     away = priced.candidates.table["host"] == 1
     assert np.any(away)
@@ -346,9 +350,27 @@ def compiler(verdicts):
     return compile_run, asked
 
 
+def test_where_the_compiler_disagrees_is_said():
+    from scaling_lab.cli.plan_table import disagreements
+
+    best = plan.plan(question(), top=1).choices[0]
+    within = {"step_seconds": best.step_seconds}
+    column = {
+        "step_seconds": 3 * best.step_seconds_high,
+        "exposed_seconds": 2.0,
+        "by_verb": {"head": {"seconds": 1.0}, "ffn/experts": {"seconds": 9.0}},
+    }
+    heard = [
+        dataclasses.replace(best, compiled=said) for said in (None, within, column)
+    ]
+    (line,) = disagreements(heard)
+    assert line.startswith(best.layout) and "outside its interval" in line
+    assert "most is ffn/experts, 9.00 s" in line and "2.00 s wait for wires" in line
+
+
 def test_the_best_are_confirmed():
     compile_run, asked = compiler([2**30, 2**31])
-    found = plan.confirm(plan.plan(question(axes=TRAINED)), 2, compile_run)
+    found = plan.confirm(plan.plan(question(axes=AXES)), 2, compile_run)
     assert [choice.confirmed for choice in found.choices[:3]] == [True, True, None]
     assert [choice.peak_bytes for choice in found.choices[:2]] == [2**30, 2**31]
     assert [config.layout.name for config in asked] == [
@@ -358,7 +380,7 @@ def test_the_best_are_confirmed():
 
 def test_what_the_compiler_refuses_is_last_and_the_next_is_first():
     compile_run, asked = compiler([None, 2**30])
-    before = plan.plan(question(axes=TRAINED), top=4)
+    before = plan.plan(question(axes=AXES), top=4)
     found = plan.confirm(before, 1, compile_run)
     assert len(asked) == 2
     assert found.choices[0].confirmed is True
@@ -370,7 +392,7 @@ def test_what_the_compiler_refuses_is_last_and_the_next_is_first():
 
 def test_patience_ends():
     compile_run, asked = compiler([None] * 10)
-    found = plan.confirm(plan.plan(question(axes=TRAINED)), 2, compile_run)
+    found = plan.confirm(plan.plan(question(axes=AXES)), 2, compile_run)
     assert len(asked) == 4
     assert not any(choice.confirmed for choice in found.choices)
 
@@ -380,10 +402,10 @@ def test_what_cannot_be_compiled_says_why(tmp_path):
     untrained = dataclasses.replace(
         found, choices=tuple(c for c in found.choices if not c.trained)
     )
-    with pytest.raises(ValueError, match="--axes data,expert,fsdp,context,tensor"):
+    with pytest.raises(ValueError, match="optimizer state on the host"):
         plan.confirm(untrained, 1, compiler([])[0])
     shape = huggingface.read(GPT_OSS)
-    asked = Question(shape, parse_target("h100:2x8"), 64, 4096, axes=TRAINED)
+    asked = Question(shape, parse_target("h100:2x8"), 64, 4096, axes=AXES)
     with pytest.raises(ValueError, match="no family of this lab"):
         plan.confirm(plan.plan(asked), 1, compiler([])[0])
 
@@ -428,7 +450,7 @@ def test_a_budget_too_small_says_what_would_do():
 
 
 def test_the_largest_batch_fits_and_no_larger_does():
-    asked = question(target="tpu-v5p:2x2x4", axes=TRAINED)
+    asked = question(target="tpu-v5p:2x2x4", axes=AXES)
     batch, layout = plan.largest_batch(asked)
     assert batch > 0
     held = dataclasses.replace(asked, batch=batch)
@@ -793,7 +815,7 @@ def test_unequal_stages_are_named():
 )
 def test_long_rows_go_to_the_kernel_that_takes_them(target, exchanged):
     """cuDNN's takes whole rows; a TPU's takes parts of them too, and moves less."""
-    asked = question(target=target, batch=8, length=131_072, axes=TRAINED)
+    asked = question(target=target, batch=8, length=131_072, axes=AXES)
     first = plan.plan(asked, top=1).choices[0]
     assert first.mesh["context"] > 1
     assert ("+ulysses" in first.layout) == exchanged
@@ -899,7 +921,7 @@ def test_words_make_a_question():
 
 
 def test_policies_of_a_layout_get_lighter_and_stay_within_memory():
-    asked = question("llama", "70b", "h100:32x8", batch=512, length=4096, axes=TRAINED)
+    asked = question("llama", "70b", "h100:32x8", batch=512, length=4096, axes=AXES)
     found = plan.plan(asked)
     choice = next(c for c in found.choices if c.trained)
     refined = plan.refine.policies(found, choice, 3)
@@ -911,7 +933,7 @@ def test_policies_of_a_layout_get_lighter_and_stay_within_memory():
         way = "offload" if "offload" in each.remat else each.remat.partition(":")[0]
         way = "whole" if way in ("none", "full") else way
         kinds.setdefault((each.microbatches, each.gather, way), []).append(each)
-    assert (1, "layer", "offload") in kinds and (2, "layer", "save") in kinds
+    assert (1, "layer", "save") in kinds and (2, "layer", "save") in kinds
     for own in kinds.values():
         sizes = [each.hbm_bytes for each in own]
         assert sizes[0] <= asked.limit_bytes and len(own) <= 3
@@ -923,14 +945,22 @@ def test_policies_of_a_layout_get_lighter_and_stay_within_memory():
         assert held == pytest.approx(sizes[0], rel=1e-6)
 
 
-def test_the_host_is_asked_where_memory_is_short_and_not_elsewhere():
-    """All that does not fit on the device is offloaded before anything is done again;
-    where all fits, nothing is. Gathered weights are kept where they fit."""
-    asked = question("llama", "70b", "h100:32x8", batch=512, length=4096, axes=TRAINED)
+def test_the_host_is_asked_where_memory_is_short_and_its_link_fast():
+    """Then all that does not fit is offloaded before anything is done again. Gathered
+    weights are kept where they fit."""
+    asked = question(
+        "llama", "70b", "h100:32x8", batch=512, length=4096, axes=NO_STAGES
+    )
     small = dataclasses.replace(asked, batch=256, length=2048)
+    chip = dataclasses.replace(asked.target.chip, host_bytes_per_second=4.5e11)
+    near = dataclasses.replace(asked.target, chip=chip)
     names = [name for name in plan.refine.KEPT if name != "attention/attend"]
-    for each, host in ((asked, True), (small, False)):
-        found = plan.plan(each)
+    for each, host in (
+        (asked, False),
+        (dataclasses.replace(asked, target=near), True),
+        (dataclasses.replace(small, target=near), False),
+    ):
+        found = plan.plan(each, top=10_000)
         choice = next(c for c in found.choices if set(c.mesh) == {"fsdp"})
         refined = [
             one
@@ -941,8 +971,8 @@ def test_the_host_is_asked_where_memory_is_short_and_not_elsewhere():
         assert bool(away) == host
         if host:
             assert away == refined[:1] and all(name in away[0].remat for name in names)
-    eight = question("llama", "8b", "h100:8x8", batch=128, length=4096, axes=TRAINED)
-    found = plan.plan(eight)
+    eight = question("llama", "8b", "h100:8x8", batch=128, length=4096, axes=NO_STAGES)
+    found = plan.plan(eight, top=10_000)
     choice = next(c for c in found.choices if set(c.mesh) == {"fsdp"})
     once = next(
         one for one in plan.refine.policies(found, choice) if one.gather == "step"
@@ -953,7 +983,7 @@ def test_the_host_is_asked_where_memory_is_short_and_not_elsewhere():
 
 
 def test_a_choice_with_experts_is_a_layout_of_as_many_devices():
-    asked = question("mixtral", "8x7b", "h100:4x8", batch=64, length=4096, axes=TRAINED)
+    asked = question("mixtral", "8x7b", "h100:4x8", batch=64, length=4096, axes=AXES)
     found = plan.plan(asked, top=100)
     routed = [choice for choice in found.choices if choice.mesh.get("expert", 1) > 1]
     assert len(routed) > 10

@@ -36,8 +36,8 @@ SEVENTY = lab.configure(
 
 
 def seventy(**changes):
-    """Llama 3 70B on 64 H100, as one point, changed."""
-    return points_of([SEVENTY]).replace(**changes)
+    """Llama 3 70B on 64 H100, as one point, changed; its stages wait as others' do."""
+    return points_of([SEVENTY]).replace(**{"lockstep": 0.0} | changes)
 
 
 def seconds(points):
@@ -165,6 +165,32 @@ def test_the_bubble_is_the_ramp():
     assert parts_of(third, Calibration()).bubble[0] == pytest.approx(
         parts.bubble[0] / 3, rel=1e-2
     )
+
+
+def test_our_stages_work_at_every_tick():
+    """What is made later is never made for nothing, and alternating costs a pass."""
+    sizes = {"vocab": 1, "stage": 8, "fsdp": 8, "microbatch_seqs": 1, "lockstep": 1}
+
+    def of(name, **changes):
+        run = seventy(schedule=SCHEDULES.index(name), **sizes | changes)
+        return run, parts_of(run, Calibration())
+
+    run, plain = of("gpipe")
+    count = float(run.microbatches[0])
+    _, alternating = of("1f1b")
+    _, apart = of("zero_bubble")
+    longer = alternating.products / plain.products
+    assert longer == pytest.approx(5 / 4, rel=0.03)  # and both make the head's
+    assert apart.products == pytest.approx(alternating.products)
+    spared = alternating.bubble - apart.bubble
+    assert spared == pytest.approx(7 / count * apart.products / 5, rel=0.06)
+    _, halves = of("interleaved", virtual_stages=2)
+    assert halves.bubble == pytest.approx(plain.bubble / 2, rel=0.01)
+    # Of 81 layers the longest chunk has eleven, and every tick takes as long.
+    _, uneven = of("gpipe", layers=81)
+    layer = plain.bubble / (7 * 10)
+    waits = 11 * (count + 7) - count * 81 / 8
+    assert uneven.bubble == pytest.approx(waits * layer, rel=1e-2)
 
 
 def test_uneven_stages_wait_for_the_fullest():

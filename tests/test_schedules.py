@@ -51,6 +51,9 @@ def test_microbatches_held(stages, microbatches):
     assert run("eager_1f1b", stages, microbatches).in_flight == eager
     found = run("zb_h1", stages, microbatches).in_flight
     assert max(found) == min(microbatches, stages)
+    found = run("eager_zb_h1", stages, microbatches).in_flight
+    wanted = (2 * stages - 1 - stage for stage in range(stages))
+    assert found == tuple(min(microbatches, most) for most in wanted)
 
 
 @settings(max_examples=60, deadline=None)
@@ -62,6 +65,21 @@ def test_zero_bubble_h1_leaves_a_third(stages, more):
     assert found.seconds == 3 * microbatches + stages - 1
     whole = run("1f1b", stages, microbatches)
     assert sum(found.idle) == pytest.approx(sum(whole.idle) / 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(stages=STAGES, more=st.integers(0, 16), costs=st.tuples(COST, COST, COST))
+def test_in_step_no_stage_waits_for_gradients_of_weights(stages, more, costs):
+    """(Z-1)(F + I) is waited, where stages that make both at once wait for W too."""
+    microbatches = stages + more
+    names = ("forward", "input_gradient", "weight_gradient")
+    given = dict(zip(names, costs, strict=True))
+    forward, first, second = costs
+    found = run("eager_zb_h1", stages, microbatches, **given)
+    busy = microbatches * (forward + first + second)
+    assert found.seconds <= busy + (stages - 1) * (forward + first) + 1e-9
+    whole = run("eager_1f1b", stages, microbatches, **given)
+    assert whole.seconds == pytest.approx(busy + (stages - 1) * sum(costs))
 
 
 @settings(max_examples=30, deadline=None)

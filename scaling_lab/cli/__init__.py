@@ -58,11 +58,15 @@ def main() -> None:
     except (ValueError, OSError, ImportError, ArithmeticError) as error:
         if os.environ.get("SCALING_LAB_TRACEBACK"):
             raise
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        said, kind = str(error), f"{type(error).__name__}: "
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            said, kind = f"{error.filename}: {error.strerror.lower()}", ""
+        elif isinstance(error, ValueError):
+            kind = ""
         Console(stderr=True, highlight=False, soft_wrap=True).print(
             f"[red]error:[/] {kind}", end=""
         )
-        print(error, file=sys.stderr)
+        print(said, file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("\nstopped; what was finished is on disk", file=sys.stderr)

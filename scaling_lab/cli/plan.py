@@ -92,8 +92,6 @@ def plan(
     if answer.compile and (why := room.cannot_compile(question)):
         table.say(f"not compiled, predicted only: {why}")
         answer = dataclasses.replace(answer, compile=0)
-    if answer.compile:
-        question = question_of(asked, trained=True)
     chip = question.target.chip
     if chip is not None and not chip.flops_per_second and asked.calibration is None:
         table.say(
@@ -136,21 +134,15 @@ def _check(answer: Answer) -> None:
             raise ValueError(f"--{name} {getattr(answer, name)}: at least {least}")
 
 
-def question_of(asked: Asked, *, trained: bool = False) -> Any:
+def question_of(asked: Asked) -> Any:
     """The question that the flags ask.
-
-    Args:
-      trained: where no axes are given, take those that can be compiled.
 
     Raises:
       ValueError: an unknown word, with the nearest; a batch that is no number.
     """
     from scaling_lab import plan as room
-    from scaling_lab.plan.candidates import TRAINED
 
     words = {field.name: getattr(asked, field.name) for field in fields(asked)}
-    if words["axes"] is None and trained:
-        words["axes"] = TRAINED
     return room.ask(**words)
 
 

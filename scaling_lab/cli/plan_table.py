@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json as json_
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scaling_lab.plan import Plan, words
-from scaling_lab.plan.candidates import TRAINED
+from scaling_lab.plan import Choice, Plan, words
 
 #: Of layouts that do not fit, so many are named.
 NAMED = 3
@@ -101,18 +101,45 @@ def _layout(choice: Any) -> str:
 def _marks(choice: Any) -> str:
     marks = ["tied"] if choice.tied else []
     if choice.confirmed is not None:
-        marks.append("confirmed" if choice.confirmed else "refused")
+        took = (choice.compiled or {}).get("step_seconds")
+        said = f"confirmed, {seconds(took)}" if took else "confirmed"
+        marks.append(said if choice.confirmed else "refused")
     return ", ".join(marks)
+
+
+def disagreements(choices: Iterable[Choice]) -> list[str]:
+    """A line for every choice whose compiled step lies outside its interval."""
+    lines = []
+    for choice in choices:
+        column = choice.compiled or {}
+        took = column.get("step_seconds")
+        low, high = choice.step_seconds_low, choice.step_seconds_high
+        if not took or low <= took <= high:
+            continue
+        line = (
+            f"{choice.layout} is {seconds(took)} to the compiler, outside its interval"
+        )
+        verbs = column.get("by_verb") or {}
+        if verbs:
+            most = max(verbs, key=lambda verb: verbs[verb]["seconds"])
+            line += f"; most is {most}, {seconds(verbs[most]['seconds'])}"
+        waited = column.get("exposed_seconds")
+        if waited:
+            line += f"; {seconds(waited)} wait for wires"
+        lines.append(line + ".")
+    return lines
 
 
 def _beneath(found: Plan) -> Text:
     lines = ["\ntied: its interval overlaps the first's."]
-    axes = ",".join(TRAINED)
+    if any(choice.confirmed for choice in found.choices):
+        lines.append("confirmed: it fits, to the compiler, and takes so long.")
     if not all(choice.trained for choice in found.choices):
         lines.append(
-            "*: predicted only; runs are trained and compiled here over "
-            f"{axes} (--axes {axes} plans within them)."
+            "*: predicted only; no run is trained or compiled here with optimizer "
+            "state on the host, experts outside fsdp, or such stages of these layers."
         )
+    lines += disagreements(found.choices)
     for choice in found.unfit[:NAMED]:
         lines.append(f"does not fit: {choice.layout}: {choice.reason}")
     more = len(found.unfit) - NAMED

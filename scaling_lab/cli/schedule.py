@@ -32,11 +32,11 @@ def schedule(
     Every stage does its tasks in order, each as soon as what it needs has arrived. F
     is a forward pass of one microbatch, B its backward pass, which zb_h1 takes apart
     into I (gradient of the input, which another stage waits for) and W (of weights).
-    Layouts train with gpipe (stage=4), interleaved (stage=4+interleaved=2) and
-    eager_1f1b (stage=4+1f1b).
+    Layouts train with gpipe (stage=4), interleaved (stage=4+interleaved=2), eager_1f1b
+    (stage=4+1f1b) and eager_zb_h1 (stage=4+zero_bubble).
 
     Args:
-        kind: gpipe, interleaved, 1f1b, eager_1f1b or zb_h1.
+        kind: gpipe, interleaved, 1f1b, eager_1f1b, zb_h1 or eager_zb_h1.
         stages: Stages of the pipeline.
         microbatches: Microbatches of a step.
         virtual: Chunks of layers on one stage; of interleaved.

@@ -7,7 +7,13 @@ from typing import Any
 
 from scaling_lab import dims, models
 from scaling_lab.config.run import RunConfig
-from scaling_lab.layouts import IllegalLayout, check, check_stages, stages_of
+from scaling_lab.layouts import (
+    IllegalLayout,
+    check,
+    check_stages,
+    check_turns,
+    stages_of,
+)
 from scaling_lab.names import one_of
 from scaling_lab.optimizers import make
 from scaling_lab.optimizers.rounding import RESTING
@@ -162,6 +168,7 @@ def _check_stages(config: RunConfig) -> None:
             "explicit axes alone; use --axis-type auto"
         )
     check_stages(layout, config.model.L, config.batch, config.accumulate)
+    check_turns(layout, getattr(config.model, "depths", (config.model.L,)))
 
 
 def _check_away(config: RunConfig) -> None:
@@ -185,12 +192,6 @@ def _check_experts(config: RunConfig) -> None:
     if routing is None:
         return
     routing.check(config.model.E)
-    if config.layout.mechanism("stack", "") == "1f1b":
-        raise IllegalLayout(
-            f"layout {config.layout.name!r}: layers with experts say their load beside "
-            "their result, and stages that alternate cannot carry it yet; leave +1f1b "
-            "out, or say +interleaved=2"
-        )
     bound = config.layout.mechanism("experts", "")
     if bound == "capacity" and routing.choice == "expert":
         raise ValueError(

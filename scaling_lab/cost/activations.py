@@ -20,6 +20,8 @@ from scaling_lab.cost.blocks import (
     BLOCK_VERBS,
     WHOLE,
     feed_forward_width,
+    room,
+    routed_width,
     sparse_layers,
     verbs,
 )
@@ -62,7 +64,8 @@ def verb_bytes(points: Points, name: str) -> Array:
     over = between if verb.between else inside
     over = keys if name in ("attention/key", "attention/value") else over
     over = 1.0 if name in WHOLE else over
-    return verb.elements * itemsize(points) / over
+    wide = room(points) if name.startswith("ffn/experts/") else 1.0
+    return verb.elements * wide * itemsize(points) / over
 
 
 def input_bytes(points: Points) -> Array:
@@ -96,6 +99,24 @@ def made_bytes(points: Points) -> Array:
     ours = ours + np.where(points.torus_dims > 0, lanes, 0.0) + _routed(points)
     others = fused_bytes(points)
     return np.where(is_stack(points, "xla"), ours, others) + score_bytes(points)
+
+
+def apart_bytes(points: Points) -> Array:
+    """Bytes of one token that gradients of a block's weights are made of.
+
+    Of each product what it is of, once where several share it, and the gradient of
+    its result. Experts' weights have their gradients at once.
+    """
+    products = ("query", "key", "value", "out", "gate", "up", "down")
+    rooms = ("attention",) * 4 + ("ffn",) * 3
+    results = [f"{room}/{word}" for room, word in zip(rooms, products, strict=True)]
+    taken = ("attention/attention_norm", "attention/attend", "ffn/ffn_norm", "ffn/up")
+    dense = 1 - sparse_layers(points) / np.maximum(points.layers, 1)
+    total = np.zeros(len(points))
+    for name in (*results, *taken):
+        share = dense if name.startswith("ffn/") else 1.0
+        total = total + share * verb_bytes(points, name)
+    return total
 
 
 def score_bytes(points: Points) -> Array:
@@ -185,7 +206,8 @@ def _ours(points: Points) -> Array:
     kept = kept + 2 * narrow * queries / inside
     kept = kept + 2 * narrow * points.kv_heads * points.head_dim / keys
     arrays = np.where(points.gated > 0, FFN_GATED, FFN_PLAIN)
-    return kept + arrays * narrow * feed_forward_width(points) / inside
+    wide = feed_forward_width(points) + (room(points) - 1) * routed_width(points)
+    return kept + arrays * narrow * wide / inside
 
 
 def _megatron(points: Points) -> Array:
@@ -204,7 +226,8 @@ def _megatron(points: Points) -> Array:
 def _routed(points: Points) -> Array:
     """Copies of a token on their way to its experts and back, and gates."""
     share = sparse_layers(points) / np.maximum(points.layers, 1)
-    copies = 2 * points.top_k * points.d_model * itemsize(points)
+    ours = np.where(is_stack(points, "xla"), room(points), 1.0)
+    copies = 2 * points.top_k * points.d_model * itemsize(points) * ours
     return share * (copies + 4 * points.n_experts) / parts(points)[0]
 
 

@@ -45,7 +45,7 @@ def verbs(points: Points) -> dict[str, Verb]:
     far = np.where(points.window > 0, np.minimum(points.window, points.seq_len), 0)
     seen = points.seq_len / 2 * (1 - points.window_share) + points.window_share * far
     none = np.zeros(len(points))
-    routed = _share(points) * points.top_k * points.expert_d_ff
+    routed = routed_width(points)
     inner = feed_forward_width(points) - routed
     rows = _share(points) * points.top_k * width
     return {
@@ -71,6 +71,23 @@ def feed_forward_width(points: Points) -> Array:
     routed = points.top_k * points.expert_d_ff + points.shared_d_ff
     sparse = _share(points)
     return sparse * routed + (1 - sparse) * points.d_ff
+
+
+def room(points: Points) -> Array:
+    """Rows that a device has room for, over those that come in the mean.
+
+    Where experts are apart one device may be sent every token of the others, and what
+    is compiled has one size (`parallel.experts.all_to_all`); so with a ring of them.
+    """
+    held = np.maximum(points.n_experts / np.maximum(points.expert, 1), 1)
+    most = points.expert * np.minimum(points.top_k, held)
+    apart = (points.expert > 1) & (points.n_experts > 0)
+    return np.where(apart, most / np.maximum(points.top_k, 1), 1.0)
+
+
+def routed_width(points: Points) -> Array:
+    """Of `feed_forward_width` what belongs to experts a token is sent to."""
+    return _share(points) * points.top_k * points.expert_d_ff
 
 
 def sparse_layers(points: Points) -> Array:

@@ -6,7 +6,7 @@ import numpy as np
 
 from scaling_lab.cost.efficiencies import Calibration
 from scaling_lab.cost.points import Points
-from scaling_lab.cost.shapes import Column, Shapes
+from scaling_lab.cost.shapes import Column, Shapes, alternates
 
 #: Seconds to start a ring, and of each of its hops within the scale-up network and
 #: out of it: NCCL's tuning model (src/graph/tuning.cc, rings, protocol Simple), and on
@@ -126,7 +126,7 @@ class Wires:
         wide = np.where(np.isnan(p.reduced_bytes), p.grad_bytes, p.reduced_bytes)
         traffic = (
             once
-            + (p.gathers - 1) * again
+            + (p.gathers - 1 + alternates(p)) * again
             + self.collective("fsdp", p.fsdp, held * wide)
         )
         return np.where(p.zero_stage >= 3, traffic, 0.0)

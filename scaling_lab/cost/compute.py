@@ -6,7 +6,7 @@ import numpy as np
 
 from scaling_lab.cost.efficiencies import Calibration
 from scaling_lab.cost.points import PRECISIONS, Points
-from scaling_lab.cost.shapes import Column, Shapes, is_remat
+from scaling_lab.cost.shapes import Column, Shapes, alternates, is_remat
 
 #: Passes of two bytes over a token's vector in one block, fused: two norms, two
 #: residuals, and what the products read and write again.
@@ -138,7 +138,7 @@ class Arithmetic:
         """What recomputation adds, as a multiple of forward plus backward."""
         share = self.s.recompute
         selective = is_remat(self.p, "selective")
-        follows = np.maximum(share > 0, selective) * 1.0
+        follows = np.maximum(self.p.recompute > 0, selective) + alternates(self.p)
         told = self.p.scores_again
         return {
             "products": share / 3,

@@ -98,7 +98,7 @@ def _exchanged(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Impl
     keys = max(1, entry.sizes["K"] // layout.over((heads,)))
     sent = ulysses.heads_sent(queries, keys, layout.over((length,)))
     numbers = entry.elements("BTH") // layout.over((batch, length)) * entry.times
-    size = numbers * jnp.dtype(config.precision).itemsize
+    size = numbers * jnp.dtype(config.arithmetic).itemsize
     often = 2 * times(config, layout, entry.times > 1)  # and their gradients back
     for heads, what in ((queries, "queries and results"), (sent, "keys and values")):
         there = round(2 * heads * size * often)
@@ -131,3 +131,8 @@ def handed_on(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Impli
 def times(config: RunConfig, layout: Layout, layers: bool) -> float:
     """How often a step does what is said of a microbatch, on one device."""
     return passes(layout, config.accumulate) if layers else config.accumulate
+
+
+def times_later(config: RunConfig, layout: Layout) -> float:
+    """The same of a gradient that stages make when all have one to make."""
+    return config.accumulate / stages_of(layout)

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scaling_lab.cost import activations
+from scaling_lab.cost import activations, pipelines
 from scaling_lab.cost.points import REMATS, SCHEDULES, Points
+from scaling_lab.cost.shapes import alternates, is_schedule
 
 #: Logits of one device that exist at a time (`parallel.cross_entropy.KEEP_ELEMENTS`).
 LOGIT_ELEMENTS = 2**26
@@ -86,9 +87,14 @@ def _stage(points: Points, last: bool) -> Memory:
         parameter_bytes=weights.over(rests) * points.param_bytes + near,
         gradient_bytes=weights.over(reduced) * points.grad_bytes * _copies(points),
         optimizer_bytes=weights.over(state) * points.optimizer_bytes,
-        activation_bytes=kept * tokens * layers * flight * (1 - points.offload),
+        activation_bytes=kept * tokens * layers * flight * (1 - points.offload)
+        + _passing(points, tokens),
         logits_bytes=logits + ends,
-        temporary_bytes=_temporary(points, weights, kept),
+        temporary_bytes=_temporary(points, weights, kept)
+        + pipelines.rearranged(points)
+        * weights.layers
+        / rests
+        * (points.param_bytes + points.grad_bytes),
     )
 
 
@@ -188,10 +194,12 @@ def in_flight(points: Points, *, last: bool = False) -> Array:
 
     On the first stage 1F1B holds as many as there are stages, GPipe all of them, and
     interleaving ``1 + (p-1)/(pm)`` times as many as 1F1B (Korthikanti et al. 2022,
-    section 4.2.3); ZB-H1 holds what 1F1B does, on every stage.
+    section 4.2.3); ZB-H1 holds what 1F1B does, on every stage. Ours hold what each
+    tick leaves, or, where they alternate, one that is made again (see `_passing`).
     """
     stages, count, pieces = points.stage, points.microbatches, points.virtual_stages
     one = np.where(last, 1.0, stages)
+    ours = np.where(alternates(points) > 0, 1.0, pipelines.ticks(points) / pieces)
     # Chunks begun before the first backward, and the one in use: 2(p-1-r) + (v-1)p + 1.
     begun = np.where(last, 0.0, 2 * (stages - 1)) + (pieces - 1) * stages + 1
     chunks = np.where(pieces > 1, begun / pieces, one)
@@ -204,7 +212,24 @@ def in_flight(points: Points, *, last: bool = False) -> Array:
         [count, chunks, stages],
         one,
     )
-    return np.where(stages > 1, np.minimum(held, count), 1.0)
+    held = np.where(points.lockstep > 0, ours, np.minimum(held, count))
+    return np.where(stages > 1, held, 1.0)
+
+
+def _passing(points: Points, tokens: Array) -> Array:
+    """What our stages hold beside their layers' activations.
+
+    Inputs and results of all microbatches at the ends of the layers, and of those that
+    alternate the stage's inputs of 2Z - 1 ticks; for zero bubble of Z ticks what its
+    weights' gradients are made of.
+    """
+    one = activations.input_bytes(points) * tokens
+    ends = points.microbatches + pipelines.ticks(points)
+    inputs = np.where(alternates(points) > 0, 2 * points.stage - 1, 0)
+    later = activations.apart_bytes(points) * tokens * fullest(points) * points.stage
+    later = np.where(is_schedule(points, "zero_bubble"), later, 0.0)
+    ours = (points.lockstep > 0) & (points.stage > 1)
+    return np.where(ours, one * (ends + inputs) + later, 0.0)
 
 
 def kept_per_token(points: Points) -> Array:

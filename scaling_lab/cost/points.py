@@ -91,6 +91,9 @@ class Points:
         where it follows from ``remat`` and ``recompute``.
       away_bytes: bytes of optimizer state of one parameter that rest in the host's
         memory; ``optimizer_bytes`` is then what of them is on the device at a time.
+      lockstep: 1 where all stages of a pipeline do the same kind of task in every tick,
+        as ours do; they make layers' results again where they alternate, which
+        ``recompute`` does not count.
       gathered_bytes: bytes of one parameter on the wires when ``fsdp`` gathers it.
       reduced_bytes: bytes of one gradient on the wires when ``fsdp`` reduces it; NaN
         where it is ``grad_bytes``.
@@ -159,6 +162,7 @@ class Points:
     ulysses: Any = 0.0
     scores_again: Any = np.nan
     away_bytes: Any = 0.0
+    lockstep: Any = 0.0
     gathered_bytes: Any = 2.0
     reduced_bytes: Any = np.nan
     near_again: Any = 0.0

@@ -15,7 +15,7 @@ from scaling_lab.cost.ledger import record
 from scaling_lab.cost.machines import host_rate, machine_columns, peak_of
 from scaling_lab.cost.points import PRECISIONS, REMATS, SCHEDULES, STACKS, Points
 from scaling_lab.hardware import Chip, chip
-from scaling_lab.layouts import Layout, alternates, virtual_of
+from scaling_lab.layouts import Layout, schedule_of, virtual_of
 from scaling_lab.models.shape import sizes
 from scaling_lab.optimizers import OptimizerConfig
 from scaling_lab.optimizers.moments import BYTES
@@ -45,12 +45,14 @@ def points_of(configs: Sequence[RunConfig], local: Chip | None = None) -> Points
 def _point(config: RunConfig, local: Chip | None) -> Points:
     point = Points(**_columns(config, local))
     try:
-        # Stages that alternate keep each stage's input; layers' inputs are a bound.
-        policy = "full" if alternates(config.layout) else config.remat
-        kept = activations.kept_bytes(point, policy)
+        kept = activations.kept_bytes(point, config.remat)
     except ValueError:  # a policy that says what is dropped
         return point
-    away = 0.0 if policy == "none" else activations.offloaded_share(point, policy)
+    away = (
+        0.0
+        if config.remat == "none"
+        else activations.offloaded_share(point, config.remat)
+    )
     return point.replace(kept=kept / activations.whole_bytes(point), offload=away)
 
 
@@ -104,8 +106,8 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
         "context": layout.mesh.get("context", 1),
         "ulysses": float(layout.mechanism("attend", "gather") == "ulysses"),
         "expert": expert if hasattr(config.model, "routing") else 1,
-        # Interleaved or not, every forward pass comes first, and all of them are held.
-        "schedule": SCHEDULES.index("1f1b" if alternates(config.layout) else "gpipe"),
+        "schedule": SCHEDULES.index(schedule_of(layout)),
+        "lockstep": 1.0,
         "overlap": 0,
         "precision": PRECISIONS.index(config.precision),
         "flops_per_second": peak / found.devices_per_chip,
@@ -115,7 +117,7 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
         "grad_bytes": resting,
         **_state(config),
         "remat": REMATS.index(kinds.get(kind, "selective")),
-        "recompute": _again(config) + alternates(config.layout),
+        "recompute": _again(config),
         "kept": 1.0 if kind == "none" else 1.0 - 0.9 * _again(config),
         "offload": 0.0,
         "flash": float(found.name != "cpu" and fused(found, layout)),

@@ -66,7 +66,7 @@ def shapes_of(p: Points) -> Shapes:
         moe_layers=moe,
         dense_blocks=dense_blocks,
         score_tokens=causal + p.window_share * (local - causal),
-        recompute=p.recompute,
+        recompute=p.recompute + alternates(p),
     )
 
 
@@ -93,6 +93,12 @@ def model_flops(p: Points) -> Column:
 def is_schedule(p: Points, name: str) -> Column:
     """Where the schedule is the one of that name."""
     return p.schedule == SCHEDULES.index(name)
+
+
+def alternates(p: Points) -> Column:
+    """1 where our stages go forward and backward in turn, else 0."""
+    turns = is_schedule(p, "1f1b") | is_schedule(p, "zero_bubble")
+    return 1.0 * ((p.lockstep > 0) & (p.stage > 1) & turns)
 
 
 def is_remat(p: Points, name: str) -> Column:

@@ -16,7 +16,7 @@ from scaling_lab.config import RunConfig
 from scaling_lab.cost import mechanisms
 from scaling_lab.cost.ledger import Entry, record
 from scaling_lab.cost.mechanisms import Implied
-from scaling_lab.layouts import Layout, Spec, alternates, stages_of
+from scaling_lab.layouts import Layout, Spec, alternates, makes_later, stages_of
 from scaling_lab.layouts.moves import column_axes
 from scaling_lab.parallel import equations
 
@@ -74,9 +74,11 @@ def of_gradient(
     # It is reduced in the precision it was computed in, and widened where it rests.
     dtype = (_contracted(config, name) and config.reduce) or config.arithmetic
     held = elements * jnp.dtype(dtype).itemsize // layout.over(own)
-    held = round(
-        held * max(uses, 1) * mechanisms.times(config, layout, letters[0] == "L")
-    )
+    often = mechanisms.times(config, layout, letters[0] == "L")
+    if makes_later(layout) and letters[0] == "L" and "E" not in letters:
+        if _multiplied(config, name):
+            often = mechanisms.times_later(config, layout)
+    held = round(held * max(uses, 1) * often)
     reduced = {axis for axes in layout.spec("grads", letters, name) for axis in axes}
     scattered = tuple(axis for axis in partial if axis in reduced)
     summed = tuple(axis for axis in partial if axis not in reduced)

@@ -9,14 +9,18 @@ from scaling_lab.layouts.grammar import names, parse
 from scaling_lab.layouts.legality import check, fit_kv_heads
 from scaling_lab.layouts.mesh import make_mesh
 from scaling_lab.layouts.placement import Placement
+from scaling_lab.layouts.stage_laws import check_stages, check_turns
 from scaling_lab.layouts.stages import (
     alternate,
     alternates,
-    check_stages,
     fit_stages,
+    makes_later,
     passes,
+    schedule_of,
     stages_of,
+    through_stages,
     virtual_of,
+    within_stage,
 )
 from scaling_lab.layouts.tables import IllegalLayout, Layout, Spec
 
@@ -30,12 +34,17 @@ __all__ = [
     "alternates",
     "check",
     "check_stages",
+    "check_turns",
     "fit_kv_heads",
     "fit_stages",
     "make_mesh",
+    "makes_later",
     "names",
     "parse",
     "passes",
+    "schedule_of",
     "stages_of",
+    "through_stages",
     "virtual_of",
+    "within_stage",
 ]

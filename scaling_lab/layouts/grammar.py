@@ -45,6 +45,7 @@ MODIFIERS: dict[str, str] = {
     "interleaved": "chunks of layers on one stage, as interleaved=2, instead of one",
     "offload_optimizer": "optimizer state rests in the host's memory",
     "1f1b": "stages go forward and backward in turn: few microbatches held, not all",
+    "zero_bubble": "as 1f1b, and gradients of weights are made where stages would wait",
 }
 
 #: Words that take a number of at least 2, as `interleaved=2`.
@@ -60,6 +61,7 @@ MECHANISMS: dict[str, tuple[str, str, str]] = {
     "offload_optimizer": ("", "optimizer", "host"),
     "interleaved": ("stage", "stack", "interleaved"),
     "1f1b": ("stage", "stack", "1f1b"),
+    "zero_bubble": ("stage", "stack", "zero_bubble"),
 }
 
 

@@ -19,6 +19,7 @@ from scaling_lab.layouts import routed, stages
 from scaling_lab.layouts.moves import Moves, column_axes
 from scaling_lab.layouts.tables import Spec
 from scaling_lab.parallel import (
+    apart,
     attention,
     chosen,
     chunked,
@@ -47,6 +48,8 @@ class Placement(Moves):
       microbatches: of a step, where the stages of a pipeline take them in turn.
       stack_with: ``(segments, x_BTD, per_batch) -> (x_BTD, auxes)`` instead of the
         layers, to take a model apart at its stack.
+      tap: how a contraction is done whose weight's gradient is made later; see
+        `parallel.apart`.
       attend_with: the attention of one device over whole rows.
       attend_kernel: the same in its two passes, for parts of a row.
       attend_residual: `checkpoint_name` by which that keeps what it needs, if it does.
@@ -61,6 +64,7 @@ class Placement(Moves):
     together: int = 1
     microbatches: int = 1
     stack_with: Callable[..., tuple[Array, Any]] | None = None
+    tap: apart.Tap | None = None
     attend_with: attention.Attend = attention.dense
     attend_kernel: flash.Kernel = chunked.KERNEL
     attend_residual: str = ""
@@ -76,12 +80,19 @@ class Placement(Moves):
         equations.check(equation, operands, name)
         terms, output = equations.parse(equation)
         out_spec = self.layout.spec("acts", output, name)
-        with jax.named_scope(name):
+
+        def product(*operands: Array) -> Array:
             moved = tuple(
                 self._operand(operand, term, (terms, output, out_spec), name)
                 for operand, term in zip(operands, terms, strict=True)
             )
-            result = self._contract(equation, moved, out_spec, name)
+            return self._contract(equation, moved, out_spec, name)
+
+        with jax.named_scope(name):
+            if self.tap is not None:
+                result = self.tap(equation, name, product, operands)
+            else:
+                result = product(*operands)
             if bias is not None:
                 result = result + self._bias(jnp.asarray(bias), output, name)
             return checkpoint_name(result, name)
@@ -194,7 +205,7 @@ class Placement(Moves):
         if self.stack_with is not None:
             return *self.stack_with(segments, x_BTD, per_batch), None
         if stages.stages_of(self.layout) > 1 and cache is None:
-            return *stages.run(self, segments, x_BTD, per_batch), None
+            return *stages.through_stages(self, segments, x_BTD, per_batch), None
         scan = functools.partial(stack.scan, together=self.together)
         run = stack.unroll if self.unroll else scan
         caches = [None] * len(segments) if cache is None else cache

@@ -11,10 +11,10 @@ import jax
 from jax.sharding import NamedSharding
 
 from scaling_lab import dims
-from scaling_lab.layouts.legality import divisors
+from scaling_lab.layouts import later
 from scaling_lab.layouts.mesh import partition
 from scaling_lab.layouts.moves import Moves, gather
-from scaling_lab.layouts.tables import IllegalLayout, Layout, Table
+from scaling_lab.layouts.tables import Layout, Table
 from scaling_lab.parallel import alternating, chunks, pipeline, stack
 from scaling_lab.parallel.verbs import Batch, Segment
 
@@ -33,12 +33,22 @@ def virtual_of(layout: Layout) -> int:
     return int(count or 1)
 
 
+def schedule_of(layout: Layout) -> str:
+    """How the stages take turns: gpipe, interleaved, 1f1b or zero_bubble."""
+    return layout.mechanism("stack", "gpipe").partition("=")[0]
+
+
 def alternates(layout: Layout) -> bool:
-    """Whether stages go forward and backward in turn (``+1f1b``).
+    """Whether stages go forward and backward in turn (``+1f1b``, ``+zero_bubble``).
 
     Each layer then goes forward once more before it goes backward.
     """
-    return layout.mechanism("stack", "") == "1f1b"
+    return layout.mechanism("stack", "") in ("1f1b", "zero_bubble")
+
+
+def makes_later(layout: Layout) -> bool:
+    """Whether weights' gradients are made after those of inputs (``+zero_bubble``)."""
+    return layout.mechanism("stack", "") == "zero_bubble"
 
 
 def fit_stages(layout: Layout, depths: Sequence[int], vocabulary: int) -> Layout:
@@ -82,57 +92,6 @@ def passes(layout: Layout, microbatches: int) -> float:
     return (microbatches * virtual + stages - 1) / (stages * virtual)
 
 
-def check_stages(layout: Layout, layers: int, batch: int, microbatches: int) -> None:
-    """Raises unless a pipeline of these stages can be, and keeps most of them busy.
-
-    Args:
-      layers: of the model. batch: of a step, in sequences, of all microbatches.
-
-    Raises:
-      IllegalLayout: what is too few or too many, and the nearest that is not.
-    """
-    stages, virtual = stages_of(layout), virtual_of(layout)
-    if stages == 1:
-        return
-    if layers < stages:
-        raise IllegalLayout(
-            f"layout {layout.name!r}: stage={stages} is more than the L={layers} "
-            f"layers, and a stage without one would do nothing; nearest stage: {layers}"
-        )
-    if layers % (stages * virtual) and virtual > 1:
-        near = [n for n in range(2, layers + 1) if layers % (stages * n) == 0]
-        near.sort(key=lambda n: abs(n - virtual))
-        hint = (
-            f"nearest interleaved: {', '.join(map(str, sorted(near[:2])))}"
-            if near
-            else "leave +interleaved out: one chunk a stage may be uneven"
-        )
-        raise IllegalLayout(
-            f"layout {layout.name!r}: L={layers} layers do not divide into stage="
-            f"{stages} × interleaved={virtual} chunks of as many; {hint}"
-        )
-    grouped = stages if virtual > 1 else 1
-    if microbatches < stages or microbatches % grouped:
-        legal = [n for n in divisors(batch) if n >= stages and n % grouped == 0]
-        legal.sort(key=lambda n: abs(n - microbatches))
-        near = (
-            f"nearest --accumulate for batch={batch}: {', '.join(map(str, legal[:2]))}"
-            if legal
-            else f"use a batch that {stages} divides, with --accumulate {stages}"
-        )
-        share = (stages - 1) / (microbatches * virtual + stages - 1)
-        raise IllegalLayout(
-            f"layout {layout.name!r}: {microbatches} microbatches (accumulate) "
-            + (
-                f"for stage={stages} leave stages idle {share:.0%} of the time"
-                if microbatches < stages
-                else f"are not made of groups of stage={stages}, in which interleaved "
-                "stages take them"
-            )
-            + f"; {near}"
-        )
-
-
 _KINDS = ("params", "acts", "grads", "optimizer")
 
 
@@ -162,7 +121,7 @@ def _by_width(table: Table) -> Table:
     return changed
 
 
-def run(
+def through_stages(
     place: Any, segments: Sequence[Segment], x_BTD: Array, per_batch: Batch
 ) -> tuple[Array, Any]:
     """`Verbs.stack` over the stages, one segment after another.
@@ -182,7 +141,7 @@ def run(
 def alternate(
     place: Any, segment: Any, after: Callable[..., Any], inputs: tuple[Array, Batch]
 ) -> tuple[Any, Any, Array]:
-    """A segment forward and backward by 1F1B; see `parallel.alternating`.
+    """A segment forward and backward in turn; see `parallel.alternating`.
 
     Args:
       segment: block and parameters. after: as `alternating.Work` takes it.
@@ -191,28 +150,45 @@ def alternate(
     Returns:
       the sums of `after`; gradients of the parameters; that of the first layer's input.
     """
-    staged = _staged(place, Segment(*segment))
-    arranged, back = jax.vjp(staged.arranged, segment[1])
-    work = alternating.Work(staged.stage, after, staged.add_up)
+    segment, x_BTD, per_batch = Segment(*segment), *inputs
+    staged, made_later = _staged(place, segment), None
+    if makes_later(place.layout):
+        count = place.microbatches
+        parts = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct((len(a) // count, *a.shape[1:]), a.dtype),
+            (x_BTD, per_batch),
+        )
+        found = later.taken_apart(staged.inner, segment, *parts)
+        segment_with = segment._replace(block=later.block_of(segment, found))
+        made_later = later.later(staged.plan, staged.inner, found)
+        staged = _staged(place, segment_with)
+    arranged, back = jax.vjp(staged.arranged, segment.params)
+    work = alternating.Work(staged.stage, after, staged.add_up, made_later)
     sums, layers, d_BTD = alternating.run(staged.plan, work, arranged, *inputs)
     return sums, back(layers)[0], d_BTD
 
 
 class _Staged(NamedTuple):
-    """A segment made ready: its plan, one chunk of it, how its weights are arranged,
-    and where their gradients add up."""
+    """A segment made ready: its plan, how arrays move inside a stage, one chunk of it,
+    how its weights are arranged, and where their gradients add up."""
 
     plan: chunks.Plan
+    inner: Any
     stage: Callable[..., tuple[Array, Any]]
     arranged: Callable[[Any], dict[str, Array]]
     add_up: Callable[[Any], dict[str, Array]]
 
 
-def _staged(place: Any, segment: Segment) -> _Staged:
+def within_stage(place: Any) -> Any:
+    """How arrays move where all of an array program is one stage's, or none's."""
     mesh = {axis: n for axis, n in place.layout.mesh.items() if axis != AXIS}
-    inner = dataclasses.replace(
+    return dataclasses.replace(
         place, layout=dataclasses.replace(place.layout, mesh=mesh)
     )
+
+
+def _staged(place: Any, segment: Segment) -> _Staged:
+    inner = within_stage(place)
     plan = _plan(place, inner, segment.params)
     block = stack.remat(
         functools.partial(segment.block, inner),
@@ -234,7 +210,8 @@ def _staged(place: Any, segment: Segment) -> _Staged:
             for name, array in gradients.items()
         }
 
-    return _Staged(plan, chunks.chunk_of(plan, block, place.compute), arranged, add_up)
+    chunk = chunks.chunk_of(plan, block, place.compute)
+    return _Staged(plan, inner, chunk, arranged, add_up)
 
 
 def _on_stage(

@@ -110,3 +110,11 @@ class Choosing(nnx.Module):
         ]
         mixed_BTNH = gates_BTN1[0] * chosen_BTNH + gates_BTN1[1] * summary_BTNH
         return mixed_BTNH, cache
+
+
+def parameter_count(c: Any) -> int:
+    """What the layers that choose have beside their projections, in closed form."""
+    if c.mask.top is None:
+        return 0
+    one = 2 * c.D * c.N + 2 * c.H * (c.mask.block + 2 * c.H)
+    return one * sum(map(c.mask.of_layers, range(c.L)))

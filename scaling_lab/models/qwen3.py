@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from scaling_lab.models import llama
+from scaling_lab.models import choosing, llama
 from scaling_lab.models.ops import (
     EVERYTHING,
     Output,
@@ -112,4 +112,5 @@ def parameter_count(c: Config) -> int:
     """The closed form, to hold against what `init` makes."""
     attention = 2 * c.D * c.H * (c.N + c.K) + 2 * c.H
     layer = attention + 3 * c.D * c.F + 2 * c.D
-    return c.L * layer + (1 if c.tied else 2) * c.V * c.D + c.D
+    ends = (1 if c.tied else 2) * c.V * c.D + c.D
+    return c.L * layer + ends + choosing.parameter_count(c)

@@ -6,24 +6,72 @@ of a microbatch is therefore made inside the loop, by all stages at once. There 
 many ticks as GPipe has in each direction, Z - 1 of them forward alone and Z - 1
 backward alone, so the bubble is GPipe's. The order is that of `schedules.eager_1f1b`.
 
+Zero bubble takes the backward pass apart (`apart`): stage z makes the gradients of its
+weights z ticks after that of its input, so all stages make them for one microbatch at
+once, in the last M ticks, and none is ever idle at it. The bubble costs Z - 1 times a
+forward pass and an input's gradient, as that of ZB-H1 does where tasks go in step (Qi
+et al. 2023, section 2.2). What weights' gradients are made of is held for Z ticks. The
+order is that of `schedules.eager_zb_h1`.
+
 Gradients are made by hand: what is kept of a forward pass is each stage's input, and
 its backward pass makes the rest again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.flatten_util import ravel_pytree
 
 from scaling_lab.parallel import chunks, pipeline
 from scaling_lab.parallel.chunks import Plan
+from scaling_lab.parallel.pipeline import AXIS
+from scaling_lab.parallel.schedules import in_step
 from scaling_lab.parallel.verbs import Batch
 
 Array = jax.Array
+#: Gradients, or what they are made of, by name.
+Named = Mapping[str, Array]
+
+
+class Later(NamedTuple):
+    """How gradients of some weights are made after those of the layers' input.
+
+    Attributes:
+      room: for what is kept of one stage and tick, zeros.
+      names: of the parameters.
+      gradients: ``(params, kept) -> gradients`` of all stages.
+      rest: places what is kept, of so many slots or of none.
+    """
+
+    room: Named
+    names: frozenset[str]
+    gradients: Callable[[Named, Named], Named]
+    rest: Callable[[Named, int], Named]
+
+
+class Work(NamedTuple):
+    """What is done with a microbatch.
+
+    Attributes:
+      stage: as `pipeline.run` takes it; its parameters are `params`, and where weights'
+        gradients are made later what `Later.room` gives.
+      after: ``(x_BTD, aux, microbatch) -> (sums, (d_BTD, d_aux))``: what comes after
+        the last layer, to be summed over microbatches, and the gradients of the last
+        layer's result and of what the layers say beside it, summed over them.
+      add_up: places a tree of the layers' gradients where they add up.
+      later: ``None`` where all gradients of a layer are made at once.
+    """
+
+    stage: Callable[..., tuple[Array, Any]]
+    after: Callable[[Array, Any, Array], tuple[Any, tuple[Array, Any]]]
+    add_up: Callable[[Any], Any]
+    later: Later | None = None
 
 
 class Held(NamedTuple):
@@ -31,30 +79,29 @@ class Held(NamedTuple):
 
     Attributes:
       x_ZBTD: what each stage goes forward with next. d_ZBTD: and backward with.
+      aux_Z: sums of what the layers before said, a vector. d_aux_Z: their gradients.
       saved_RZBTD: inputs of the last R forward passes, by tick modulo R.
+      kept_R: what weights' gradients are made of, of the last Z ticks.
       layers: gradients of the layers so far. rest: sums of what `after` gives.
     """
 
     x_ZBTD: Array
     d_ZBTD: Array
+    aux_Z: Array
+    d_aux_Z: Array
     saved_RZBTD: Array
-    layers: Any
+    kept_R: Named
+    layers: dict[str, Array]
     rest: Any
 
 
-class Work(NamedTuple):
-    """What is done with a microbatch.
-
-    Attributes:
-      stage: as `pipeline.run` takes it.
-      after: ``(x_BTD, microbatch) -> (sums, d_BTD)``: what comes after the last layer,
-        to be summed over microbatches, and the gradient of the last layer's result.
-      add_up: places a tree of the layers' gradients where they add up.
-    """
-
-    stage: Callable[..., tuple[Array, Any]]
-    after: Callable[[Array, Array], tuple[Any, Array]]
-    add_up: Callable[[Any], Any]
+def _phases(plan: Plan, apart: bool) -> Iterator[tuple[str, Array]]:
+    """Runs of ticks in which the same is done."""
+    stages, count = plan.stages, plan.microbatches
+    ticks = range(count + 2 * (stages - 1))
+    same = itertools.groupby(ticks, lambda t: in_step.does(t, stages, count, apart))
+    for doing, run in same:
+        yield doing, jnp.array(list(run))
 
 
 def run(
@@ -64,30 +111,27 @@ def run(
 
     Returns:
       the sums of `after`; gradients of the layers, as `params`; that of ``x_BTD``.
-
-    Raises:
-      ValueError: layers say something beside their result, which is not carried here.
     """
-    stages, count = plan.stages, plan.microbatches
     x_MBTD = pipeline.cut(plan, x_BTD, plan.rows)
     parts = {key: pipeline.cut(plan, a, plan.tokens) for key, a in per_batch.items()}
     loop = _Loop(plan, work, params, x_MBTD, parts)
-    held = loop.start()
-    ahead, busy = stages - 1, stages - 1 + count
+    held, found = loop.start(), []
+    for doing, ticks in _phases(plan, work.later is not None):
 
-    held, _ = jax.lax.scan(loop.forward, held, jnp.arange(ahead))
-    held, some_tZBTD = jax.lax.scan(loop.both, held, jnp.arange(ahead, busy))
-    last = jnp.arange(busy, busy + stages - 1)
-    held, rest_tZBTD = jax.lax.scan(loop.backward, held, last)
+        def step(held: Held, tick: Array, doing: str = doing) -> Any:
+            return loop.tick(doing, held, tick)
+
+        held, d_tZBTD = jax.lax.scan(step, held, ticks)
+        found += [] if d_tZBTD is None else [d_tZBTD]
     # The first stage is done with the first microbatch at tick 2(Z - 1).
-    d_tZBTD = jnp.concatenate([some_tZBTD, rest_tZBTD])[stages - 1 :]
+    d_tZBTD = jnp.concatenate(found)[plan.stages - 1 :]
     d_MBTD = pipeline.of_stage(plan, d_tZBTD, 0)
     d_BTD = rearrange(d_MBTD, "m b t d -> (b m) t d")
     return held.rest, held.layers, pipeline.constrain(plan, d_BTD, plan.rows)
 
 
 class _Loop:
-    """The three kinds of ticks."""
+    """What stages do in a tick."""
 
     def __init__(self, plan: Plan, work: Work, params, x_MBTD: Array, parts: Batch):
         self.plan, self.work, self.params = plan, work, params
@@ -95,99 +139,161 @@ class _Loop:
         self.stage_Z = jnp.arange(plan.stages)
         self.exists_Zvl = jnp.asarray(chunks.exists(plan))
         self.slots = 2 * plan.stages - 1
+        self.first = {key: a_MB[0] for key, a_MB in parts.items()}
+        room = work.later.room if work.later else {}
+        self.room = {
+            key: jnp.broadcast_to(a, (plan.stages, *a.shape)) for key, a in room.items()
+        }
 
         def one(params, exists_vl, microbatch, x_BTD, parts):
             own = jax.tree.map(lambda a: chunks.pick(a, microbatch), parts)
             x_BTD, aux = work.stage(params, jnp.int32(0), exists_vl, x_BTD, own)
-            if jax.tree.leaves(aux):
-                raise ValueError(
-                    "layers that say something beside their result (experts) go "
-                    "through stages by gpipe or interleaved; leave +1f1b out"
-                )
-            return x_BTD
+            return x_BTD, ravel_pytree(aux)[0]
 
-        self.every = jax.vmap(one, (0, 0, 0, 0, None), spmd_axis_name=pipeline.AXIS)
+        self.every = jax.vmap(one, (0, 0, 0, 0, None), spmd_axis_name=AXIS)
+        self.aux = self._aux()
+        self.of_vector = ravel_pytree(self.aux)[1]
+
+    def _aux(self) -> Any:
+        """What a stage says beside its result, as zeros."""
+        own = jax.tree.map(lambda a: a[0], {**self.params, **self.room})
+        exists_vl, chunk = self.exists_Zvl[0], jnp.int32(0)
+        _, aux = jax.eval_shape(
+            self.work.stage, own, chunk, exists_vl, self.x_MBTD[0], self.first
+        )
+        return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), aux)
 
     def start(self) -> Held:
         """Nothing done yet; stages begin with what is there."""
         x_ZBTD = pipeline.on_stages(self.plan, self.x_MBTD[:1], 0)
         zeros = jax.tree.map(jnp.zeros_like, self.params)
-        shapes, _ = jax.eval_shape(self.work.after, self.x_MBTD[0], jnp.int32(0))
+        first = (self.x_MBTD[0], self.aux, jnp.int32(0))
+        shapes, _ = jax.eval_shape(self.work.after, *first)
+        aux_Z = jnp.stack([ravel_pytree(self.aux)[0]] * self.plan.stages)
         return Held(
             x_ZBTD,
             jnp.zeros_like(x_ZBTD),
+            aux_Z,
+            aux_Z,
             pipeline.on_slots(self.plan, x_ZBTD, self.slots),
+            self._empty(),
             self.work.add_up(zeros),
             jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes),
         )
 
-    def forward(self, held: Held, tick: Array) -> tuple[Held, None]:
-        """Every stage one microbatch forward."""
-        return self._forward(held, tick)[0], None
+    def _empty(self) -> Named:
+        """Room for what Z ticks leave for the gradients of weights."""
+        slots, later = self.plan.stages, self.work.later
+        if later is None:
+            return {}
+        return later.rest(
+            {k: jnp.zeros((slots, *a.shape), a.dtype) for k, a in self.room.items()},
+            slots,
+        )
 
-    def both(self, held: Held, tick: Array) -> tuple[Held, Array]:
-        """One forward, the loss of what came out, one backward."""
-        held, out_ZBTD = self._forward(held, tick)
-        x_BTD = pipeline.of_stage(self.plan, out_ZBTD[None], self.plan.stages - 1)[0]
-        sums, d_BTD = self.work.after(x_BTD, tick - (self.plan.stages - 1))
+    def tick(self, doing: str, held: Held, tick: Array) -> tuple[Held, Array | None]:
+        """Every stage's work of one tick; the gradients of the stages' inputs."""
+        d_ZBTD = None
+        if "F" in doing:
+            held, out = self._forward(held, tick)
+            if doing != "F":
+                held = self._turn(held, out, tick)
+        if doing != "F":
+            held, d_ZBTD = self._backward(held, tick)
+        if "W" in doing:
+            held = self._weights(held, tick)
+        return held, d_ZBTD
+
+    def _turn(self, held: Held, out: tuple[Array, Array], tick: Array) -> Held:
+        """What came out of the last stage: its loss, and the way back begins."""
         last_Z = self.stage_Z == self.plan.stages - 1
-        d_ZBTD = pipeline.where(last_Z, d_BTD[None], held.d_ZBTD)
-        rest = jax.tree.map(jnp.add, held.rest, sums)
-        return self.backward(held._replace(d_ZBTD=d_ZBTD, rest=rest), tick)
+        x_BTD = pipeline.of_stage(self.plan, out[0][None], self.plan.stages - 1)[0]
+        aux = self.of_vector(jnp.sum(pipeline.where(last_Z, out[1], 0), 0))
+        number = tick - (self.plan.stages - 1)
+        sums, (d_BTD, d_aux) = self.work.after(x_BTD, aux, number)
+        return held._replace(
+            d_ZBTD=pipeline.where(last_Z, d_BTD[None], held.d_ZBTD),
+            d_aux_Z=pipeline.where(last_Z, ravel_pytree(d_aux)[0][None], held.d_aux_Z),
+            rest=jax.tree.map(jnp.add, held.rest, sums),
+        )
 
-    def backward(self, held: Held, tick: Array) -> tuple[Held, Array]:
-        """Every stage one microbatch backward."""
+    def _backward(self, held: Held, tick: Array) -> tuple[Held, Array]:
         since_Z = 2 * (self.plan.stages - 1 - self.stage_Z)
         number_Z = tick - 2 * (self.plan.stages - 1) + self.stage_Z
         busy_Z = (number_Z >= 0) & (number_Z < self.plan.microbatches)
-        d_ZBTD = pipeline.where(busy_Z, held.d_ZBTD, jnp.zeros_like(held.d_ZBTD))
-        x_ZBTD = jax.vmap(chunks.pick, (1, 0), spmd_axis_name=pipeline.AXIS)(
-            held.saved_RZBTD, (tick - since_Z) % self.slots
+        d_ZBTD, d_aux_Z = (
+            pipeline.where(busy_Z, d_Z, jnp.zeros_like(d_Z))
+            for d_Z in (held.d_ZBTD, held.d_aux_Z)
         )
-        x_ZBTD = pipeline.constrain(self.plan, x_ZBTD, (pipeline.AXIS, *self.plan.rows))
+        x_ZBTD = self._rows(_of_slots(held.saved_RZBTD, (tick - since_Z) % self.slots))
+        late = self.work.later.names if self.work.later else frozenset()
+        later = {name: a for name, a in self.params.items() if name in late}
+        now = {name: a for name, a in self.params.items() if name not in late}
 
-        def again(params: Any, x_ZBTD: Array) -> Array:
-            numbers = self._clipped(number_Z)
+        def again(now: Named, room: Named, x_ZBTD: Array) -> tuple[Array, Array]:
+            params, numbers = {**now, **later, **room}, self._clipped(number_Z)
             return self.every(params, self.exists_Zvl, numbers, x_ZBTD, self.parts)
 
-        _, back = jax.vjp(again, self.params, x_ZBTD)
-        own, d_ZBTD = back(d_ZBTD)
-        layers = self.work.add_up(jax.tree.map(jnp.add, held.layers, own))
-        d_ZBTD = pipeline.constrain(self.plan, d_ZBTD, (pipeline.AXIS, *self.plan.rows))
-        handed = pipeline.handed_on(self.plan, d_ZBTD, back=True)
-        return held._replace(d_ZBTD=handed, layers=layers), d_ZBTD
+        _, back = jax.vjp(again, now, self.room, x_ZBTD)
+        own, kept, d_ZBTD = back((d_ZBTD, d_aux_Z))
+        d_ZBTD = self._rows(d_ZBTD)
+        return held._replace(
+            d_ZBTD=pipeline.handed_on(self.plan, d_ZBTD, back=True),
+            d_aux_Z=pipeline.vectors_on(self.plan, d_aux_Z, back=True),
+            layers=self._added(held, own),
+            kept_R=self._keep(held, kept, tick),
+        ), d_ZBTD
 
-    def _forward(self, held: Held, tick: Array) -> tuple[Held, Array]:
+    def _added(self, held: Held, own: Named) -> dict[str, Array]:
+        added = {name: held.layers[name] + gradient for name, gradient in own.items()}
+        return held.layers | self.work.add_up(added)
+
+    def _keep(self, held: Held, kept: Named, tick: Array) -> Named:
+        later, slot = self.work.later, tick % self.plan.stages
+        if later is None:
+            return held.kept_R
+        kept = later.rest(kept, 0)
+        return {
+            key: jax.lax.dynamic_update_index_in_dim(held.kept_R[key], a, slot, 0)
+            for key, a in kept.items()
+        }
+
+    def _weights(self, held: Held, tick: Array) -> Held:
+        """Of each stage's weights the gradients by one microbatch, on all the same."""
+        later, slots = self.work.later, self.plan.stages
+        assert later is not None
+        slot_Z = (tick - self.stage_Z) % slots
+        kept = {key: _of_slots(a, slot_Z) for key, a in held.kept_R.items()}
+        own = later.gradients(self.params, later.rest(kept, 0))
+        return held._replace(layers=self._added(held, own))
+
+    def _forward(self, held: Held, tick: Array) -> tuple[Held, tuple[Array, Array]]:
         first_BTD = chunks.pick(self.x_MBTD, self._clipped(tick))
-        x_ZBTD = pipeline.where(self.stage_Z == 0, first_BTD[None], held.x_ZBTD)
-        x_ZBTD = pipeline.constrain(self.plan, x_ZBTD, (pipeline.AXIS, *self.plan.rows))
-        saved = jax.lax.dynamic_update_index_in_dim(
-            held.saved_RZBTD, x_ZBTD, tick % self.slots, 0
-        )
+        first_Z = self.stage_Z == 0
+        x_ZBTD = self._rows(pipeline.where(first_Z, first_BTD[None], held.x_ZBTD))
+        slot = tick % self.slots
+        saved = jax.lax.dynamic_update_index_in_dim(held.saved_RZBTD, x_ZBTD, slot, 0)
         number_Z = self._clipped(tick - self.stage_Z)
-        out_ZBTD = self.every(
-            self.params, self.exists_Zvl, number_Z, x_ZBTD, self.parts
+        params = {**self.params, **self.room}
+        out_ZBTD, aux_Z = self.every(
+            params, self.exists_Zvl, number_Z, x_ZBTD, self.parts
         )
-        out_ZBTD = pipeline.constrain(
-            self.plan, out_ZBTD, (pipeline.AXIS, *self.plan.rows)
-        )
-        handed = pipeline.handed_on(self.plan, out_ZBTD)
-        return held._replace(x_ZBTD=handed, saved_RZBTD=saved), out_ZBTD
+        out_ZBTD = self._rows(out_ZBTD)
+        aux_Z = aux_Z + pipeline.where(~first_Z, held.aux_Z, 0)
+        return held._replace(
+            x_ZBTD=pipeline.handed_on(self.plan, out_ZBTD),
+            aux_Z=pipeline.vectors_on(self.plan, aux_Z),
+            saved_RZBTD=saved,
+        ), (out_ZBTD, aux_Z)
+
+    def _rows(self, array_ZBTD: Array) -> Array:
+        return pipeline.constrain(self.plan, array_ZBTD, (AXIS, *self.plan.rows))
 
     def _clipped(self, number: Array) -> Array:
         """A microbatch that is there, of a stage that may have nothing to do."""
         return jnp.clip(number, 0, self.plan.microbatches - 1)
 
 
-def order(stages: int, microbatches: int) -> list[list[tuple[str, int]]]:
-    """What each stage does in the loop above, in order, as the loop counts it."""
-    done: list[list[tuple[str, int]]] = [[] for _ in range(stages)]
-    for tick in range(microbatches + 2 * (stages - 1)):
-        for stage, own in enumerate(done):
-            forward, backward = tick - stage, tick - 2 * (stages - 1) + stage
-            going = tick < stages - 1 + microbatches
-            if going and 0 <= forward < microbatches:
-                own.append(("F", forward))
-            if tick >= stages - 1 and 0 <= backward < microbatches:
-                own.append(("B", backward))
-    return done
+def _of_slots(array_RZ: Array, slot_Z: Array) -> Array:
+    """Of each stage what stands in its own slot."""
+    return jax.vmap(chunks.pick, (1, 0), spmd_axis_name=AXIS)(array_RZ, slot_Z)

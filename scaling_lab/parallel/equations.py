@@ -128,9 +128,13 @@ class Plain(NamedTuple):
     backward = forward
 
     def weigh(self, equation: str, operands: tuple[Array, ...], dtype: Any) -> Weighing:
-        """An activation times a gradient: as they are."""
-        terms, _ = parse(equation)
+        """An activation times a gradient: as they are, the one whose dim comes first in
+        the product before the other."""
+        terms, output = parse(equation)
         named = tuple(zip(terms, operands, strict=True))
+        if output[0] not in terms[0]:
+            named = named[::-1]
+            equation = f"{terms[1]},{terms[0]}->{output}"
         wider = None if dtype == operands[0].dtype else dtype
         return named, lambda *parts: contract(equation, parts, dtype=wider)
 

@@ -64,6 +64,8 @@ RECIPES: dict[str, Recipe] = {
 def native(equation: str, codes: tuple[Array, Array], dtype: Any) -> Array:
     """The product by the unit that the chip has for these codes."""
     (left, right), output = equations.parse(equation)
+    if output[0] not in left:
+        left, right, codes = right, left, (codes[1], codes[0])
     both = [letter for letter in left if letter in right]
     batch = [letter for letter in both if letter in output]
     summed = [letter for letter in both if letter not in output]

@@ -161,16 +161,25 @@ def on_stages(plan: Plan, array: Array, before: int) -> Array:
 
 def handed_on(plan: Plan, held_ZBTD: Array, *, back: bool = False) -> Array:
     """Each stage's result with the next one, or the one before, in a ring."""
-    step = -1 if back else 1
+    return _round(plan, held_ZBTD, _spec((AXIS, *plan.rows)), -1 if back else 1)
+
+
+def vectors_on(plan: Plan, held_Z: Array, *, back: bool = False) -> Array:
+    """`handed_on` of a vector that every stage has, if there is anything in it."""
+    if not held_Z.size:
+        return held_Z
+    return _round(plan, held_Z, _spec((AXIS, ())), -1 if back else 1)
+
+
+def _round(plan: Plan, held: Array, spec: PartitionSpec, step: int) -> Array:
     ring = [(stage, (stage + step) % plan.stages) for stage in range(plan.stages)]
-    spec = _spec((AXIS, *plan.rows))
     return jax.shard_map(
         lambda own: jax.lax.ppermute(own, AXIS, ring),
         mesh=plan.mesh,
         in_specs=spec,
         out_specs=spec,
         check_vma=False,
-    )(held_ZBTD)
+    )(held)
 
 
 def of_stage(plan: Plan, out_MZBTD: Array, stage: int) -> Array:

@@ -65,38 +65,47 @@ def _backward(products, equation, reduction, residuals, gradient):
     x, weight = residuals
     (left, right), output = equations.parse(equation)
     dx = products.backward(f"{output},{right}->{left}", (gradient, weight))
-    named, multiply = products.weigh(
-        f"{left},{output}->{right}", (x, gradient), reduction.dtype or x.dtype
-    )
-    return dx, _reduced(named, multiply, right, reduction).astype(weight.dtype)
+    equation = f"{left},{output}->{right}"
+    found = _reduced(equation, products, reduction, x, gradient)
+    return dx, found.astype(weight.dtype)
 
 
 contract.defvjp(_forward, _backward)
 
 
 def _reduced(
-    named: tuple[equations.Named, ...],
-    multiply: Callable[..., Array],
-    weight: str,
+    equation: str,
+    products: equations.Products,
     reduction: Reduction,
+    x: Array,
+    gradient: Array,
 ) -> Array:
     """Each device's own sequences, then one sum over the devices that hold others.
 
-    Args:
-      named: what is multiplied, with letters. weight: the letters of the product.
+    A dim that the sum divides comes first: a GPU divides nothing else, and would turn
+    the whole gradient over. What is turned over here is the device's own part.
     """
+    (left, output), weight = equations.parse(equation)
     over = {axis for axes in reduction.sequences for axis in axes}
     scattered = [
         tuple(axis for axis in axes if axis in over) for axes in reduction.rests
     ]
     summed = tuple(over - {axis for axes in scattered for axis in axes})
 
+    order = sorted(range(len(weight)), key=lambda dim: not scattered[dim])
+    turned = "".join(weight[dim] for dim in order)
+    back = [order.index(dim) for dim in range(len(weight))]
+    named, multiply = products.weigh(
+        f"{left},{output}->{turned}", (x, gradient), reduction.dtype or x.dtype
+    )
+
     def local(*parts: Array) -> Array:
         own = multiply(*parts)
-        for dim, axes in enumerate(scattered):
-            if axes:
+        for dim, place in enumerate(order):
+            if axes := scattered[place]:
                 own = jax.lax.psum_scatter(own, axes, scatter_dimension=dim, tiled=True)
-        return jax.lax.psum(own, summed) if summed else own
+        own = jax.lax.psum(own, summed) if summed else own
+        return jax.lax.transpose(own, back)
 
     place = dict(zip("BT", reduction.sequences, strict=True))
     place |= dict(zip(weight, reduction.used, strict=True))

@@ -20,8 +20,6 @@ from scaling_lab.plan.question import Question
 
 #: Axes whose sizes multiply to the devices; ``expert`` is a subgroup of them.
 MULTIPLIED = tuple(axis for axis in AXES if axis != "expert")
-#: Axes that runs are trained and compiled with here today.
-TRAINED = ("data", "expert", "fsdp", "context", "tensor")
 
 _QKV = "attention/query,attention/key,attention/value,attention/attend"
 #: What the backward pass keeps, least first; verbs as `explain` lists them.

@@ -31,6 +31,7 @@ _RUN: Columns = {
     "schedule": SCHEDULES.index("1f1b"),
     "overlap": 0,
     "stack": STACKS.index("xla"),
+    "lockstep": 1.0,
     "param_bytes": 4.0,
     "grad_bytes": 4.0,
     "optimizer_bytes": STATE_BYTES["adamw"],

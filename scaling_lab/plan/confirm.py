@@ -11,14 +11,11 @@ from scaling_lab.config.validate import PRECISIONS
 from scaling_lab.layouts import parse
 from scaling_lab.optimizers import OptimizerConfig
 from scaling_lab.plan.answer import Choice, Plan, answered
-from scaling_lab.plan.candidates import TRAINED
 from scaling_lab.plan.question import Question
-from scaling_lab.plan.words import PIPELINES
 from scaling_lab.record import RunRecord
 
 #: Compiles that may end badly for every one that is asked for.
 PATIENCE = 2
-_AXES = ",".join(TRAINED)
 
 
 def config_of(question: Question, choice: Choice) -> RunConfig:
@@ -35,9 +32,9 @@ def config_of(question: Question, choice: Choice) -> RunConfig:
         )
     if not choice.trained:
         raise ValueError(
-            f"layout {choice.layout}: runs are trained and compiled here over "
-            f"{_AXES} and the schedules {' and '.join(PIPELINES)}; plan within them "
-            f"with --axes {_AXES}"
+            f"layout {choice.layout}: runs are not trained and compiled here with "
+            "optimizer state in the host's memory, experts outside fsdp, or stages "
+            "that these layers do not divide into; take another of the plan's layouts"
         )
     if question.precision not in PRECISIONS:
         raise ValueError(
@@ -47,9 +44,7 @@ def config_of(question: Question, choice: Choice) -> RunConfig:
     return RunConfig(
         model=model,
         layout=parse(
-            choice.layout
-            + ("+offload_optimizer" if choice.host else "")
-            + PIPELINES.get(choice.schedule, ""),
+            choice.layout + ("+offload_optimizer" if choice.host else ""),
             question.devices,
         ),
         target=question.target.text,
@@ -110,8 +105,9 @@ def confirm(
             found = answered(found.ranked, found.top)
     if not heard:
         raise ValueError(
-            "nothing of this plan can be compiled: runs are trained here over "
-            f"{_AXES}; plan within them with --axes {_AXES}"
+            "nothing of this plan can be compiled: its layouts want optimizer state on "
+            "the host, experts outside fsdp, or stages that these layers do not divide "
+            "into; allow more --axes, or more devices"
         )
     choices = [_with(choice, heard.get(choice.index)) for choice in found.choices]
     refused = [choice for choice in heard.values() if not choice.confirmed]

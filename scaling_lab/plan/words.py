@@ -8,12 +8,18 @@ import numpy as np
 
 from scaling_lab.cost.points import SCHEDULES
 from scaling_lab.dims import AXES
-from scaling_lab.plan.candidates import TRAINED, Candidates
+from scaling_lab.layouts import IllegalLayout, Layout, check_turns
+from scaling_lab.plan.candidates import Candidates
 from scaling_lab.plan.question import Question
 from scaling_lab.plan.rank import Ranked, sequence
 
-#: Schedules that runs are trained with here, and the word of a layout that says so.
-PIPELINES = {"gpipe": "", "1f1b": "+1f1b"}
+#: The word of a layout that says a schedule.
+PIPELINES = {
+    "gpipe": "",
+    "interleaved": "+interleaved={pieces}",
+    "1f1b": "+1f1b",
+    "zero_bubble": "+zero_bubble",
+}
 
 
 def layout(ranked: Ranked, index: int) -> str:
@@ -38,10 +44,14 @@ def layout_of(question: Question, found: Candidates, index: int) -> str:
     text = ",".join(named) or "data=1"
     if sequence(question, found.take(np.array([index])))[0]:
         text += "+sequence"
-    if table["ulysses"][index]:
+    if table["ulysses"][index] and sizes["context"] > 1:
         text += "+ulysses"
     zero = int(table["zero"][index])
-    return text + (f"+zero{zero}" if zero in (1, 2) and sizes["data"] > 1 else "")
+    text += f"+zero{zero}" if zero in (1, 2) and sizes["data"] > 1 else ""
+    if sizes["stage"] > 1:
+        name, pieces = SCHEDULES[int(table["schedule"][index])], table["pieces"][index]
+        text += PIPELINES[name].format(pieces=pieces)
+    return text
 
 
 def schedule(ranked: Ranked, index: int) -> str:
@@ -57,15 +67,27 @@ def schedule(ranked: Ranked, index: int) -> str:
 def trained(ranked: Ranked, index: int) -> bool:
     """Whether runs of this layout are trained and compiled here today."""
     table = ranked.candidates.table
-    others = [axis for axis in AXES if axis not in (*TRAINED, "stage")]
-    if schedule(ranked, index) not in ("none", *PIPELINES):
-        return False
     if table["host"][index] and table["stage"][index] > 1:
         return False
-    # Experts inside fsdp rest as the plan priced them; inside data they rest otherwise.
-    if table["fsdp"][index] % table["expert"][index]:
+    if not _staged(ranked, index):
         return False
-    return all(table[axis][index] == 1 for axis in others)
+    # Experts inside fsdp rest as the plan priced them; inside data they rest otherwise.
+    return int(table["fsdp"][index]) % int(table["expert"][index]) == 0
+
+
+def _staged(ranked: Ranked, index: int) -> bool:
+    """Whether our stages take this model's layers in this way."""
+    table, shape = ranked.candidates.table, ranked.question.shape
+    stages, pieces = int(table["stage"][index]), int(table["pieces"][index])
+    if pieces > 1 and shape.layers % (stages * pieces):
+        return False
+    name = SCHEDULES[int(table["schedule"][index])] if stages > 1 else "gpipe"
+    layout = Layout({"stage": stages}, bind={"stack": name})
+    try:
+        check_turns(layout, getattr(shape.config, "depths", (shape.layers,)))
+    except IllegalLayout:
+        return False
+    return True
 
 
 def zero(ranked: Ranked, index: int) -> str:

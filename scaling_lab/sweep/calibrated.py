@@ -52,5 +52,6 @@ def recalibrated(
     }
     efficiencies = dataclasses.replace(base, **changed, source="calibrated")
     target = config.parsed_target()
-    again = compiled.read(text, found.compiled["mesh"], target, efficiencies)
+    # The record's own mesh may be by name; a module counts devices by axes' order.
+    again = compiled.read(text, config.layout.mesh, target, efficiencies)
     return dataclasses.replace(found, compiled=found.compiled | again)

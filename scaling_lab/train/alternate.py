@@ -2,23 +2,26 @@
 
 A family's `hidden` is taken apart at its stack: once as what comes before, once as what
 comes after. The stack is the only verb that is not said twice; what a half does not
-need of the other is dead code, which the compiler drops.
+need of the other is dead code, which the compiler drops. Stages alternate over the last
+kind of layers; those before it, a few dense ones as a rule, come before.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
 from scaling_lab import dims
-from scaling_lab.layouts import Placement, alternate
+from scaling_lab.layouts import Placement, alternate, through_stages, within_stage
 from scaling_lab.parallel import chunks
 
 Array = jax.Array
 Metrics = Mapping[str, Any]
+Stack = Callable[[Any, Array, Any], tuple[Array, Any]]
 Loss = Callable[[Placement, Any, Metrics], tuple[Array, Metrics]]
 
 
@@ -31,24 +34,25 @@ def gradients(
       parts_M: the batch as microbatches.
       loss: ``(place, params, microbatch) -> (loss, metrics)``, to be summed over
         microbatches; it runs the whole model.
-
-    Raises:
-      ValueError: a model of several segments.
     """
     seen: dict[str, Any] = {}
 
     def before(params: Any) -> Any:
         def stack(segments: Any, x_BTD: Array, per_batch: Any) -> Any:
-            if len(segments) > 1:
+            *others, last = segments
+            x_BTD, auxes = through_stages(place, others, x_BTD, per_batch)
+            if jax.tree.leaves(auxes):
                 raise ValueError(
-                    f"{len(segments)} kinds of layers stand one after the other, and "
-                    "stages alternate over one kind; leave +1f1b out"
+                    "layers before the last kind say something beside their result, "
+                    "which stages that alternate do not carry; leave +1f1b or "
+                    "+zero_bubble out"
                 )
-            seen.update(block=segments[0].block, per_batch=per_batch, x_BTD=x_BTD)
-            seen["layers"] = segments[0].params
+            seen.update(block=last.block, per_batch=per_batch, x_BTD=x_BTD)
+            seen.update(layers=last.params, auxes=auxes)
             return x_BTD, []
 
-        loss(dataclasses.replace(place, stack_with=stack), params, batch)
+        apart = _at_its_stack(place, stack, lambda segments, x_BTD, _: (x_BTD, []))
+        loss(apart, params, batch)
         layers = {id(leaf) for leaf in jax.tree.leaves(seen["layers"])}
         flat = dims.leaves(params).items()
         seen["ends"] = [path for path, leaf in flat if id(leaf) not in layers]
@@ -57,25 +61,45 @@ def gradients(
     (x_BTD, layers), back, per_batch = jax.vjp(before, params, has_aux=True)
     flat = dims.leaves(params)
     ends = {path: flat[path] for path in seen["ends"]}
+    block, auxes = seen["block"], seen["auxes"]
 
-    def after(x_BTD: Array, number: Array) -> Any:
+    def after(x_BTD: Array, aux: Any, number: Array) -> Any:
         part = {key: chunks.pick(a_MBT, number) for key, a_MBT in parts_M.items()}
 
-        def one(ends: Any, x_BTD: Array) -> Any:
-            after = dataclasses.replace(place, stack_with=lambda *_: (x_BTD, []))
-            return loss(after, _with(params, ends), part)
+        def one(ends: Any, x_BTD: Array, aux: Any) -> Any:
+            further = dataclasses.replace(within_stage(place), stack_with=None)
+            apart = _at_its_stack(
+                place,
+                lambda *_: (x_BTD, [*auxes, aux]),
+                lambda *stacked: further.stack(*stacked)[:2],
+            )
+            return loss(apart, _with(params, ends), part)
 
-        compute = jax.value_and_grad(one, (0, 1), has_aux=True)
-        (_, metrics), (own, d_BTD) = compute(ends, x_BTD)
-        return (metrics, _on_grads(place, own)), d_BTD
+        compute = jax.value_and_grad(one, (0, 1, 2), has_aux=True)
+        (_, metrics), (own, *back) = compute(ends, x_BTD, aux)
+        return (metrics, _on_grads(place, own)), tuple(back)
 
-    block = seen["block"]
     (metrics, own), d_layers, d_BTD = alternate(
         place, (block, layers), after, (x_BTD, per_batch)
     )
     (found,) = back((d_BTD, d_layers))
     total = dims.leaves(found)
     return _with(found, {path: total[path] + own[path] for path in own}), metrics
+
+
+def _at_its_stack(place: Placement, trunk: Stack, further: Stack) -> Placement:
+    """A placement that does one thing for a model's layers, and another for more.
+
+    Args:
+      further: for what is stacked after the layers, as by a second head.
+    """
+    calls = itertools.count()
+
+    def stack(segments: Any, x_BTD: Array, per_batch: Any) -> Any:
+        chosen = further if next(calls) else trunk
+        return chosen(segments, x_BTD, per_batch)
+
+    return dataclasses.replace(place, stack_with=stack)
 
 
 def _on_grads(place: Placement, own: Mapping[str, Array]) -> dict[str, Array]:

@@ -118,7 +118,8 @@ def _loss(
         auxes += then.aux
     experts = routed(auxes)
     if experts:  # of every microbatch alike, however many targets it has
-        together = stages_of(place.layout) > 1  # a pipeline says their mean
+        # A pipeline says their mean, unless its stages alternate.
+        together = stages_of(place.layout) > 1 and not alternates(place.layout)
         parts = 1 if together else config.accumulate
         own = {key: value / parts for key, value in experts.items()}
         loss = loss + own["loss"]

@@ -11,7 +11,8 @@ from contracts.training import Trained, of_text, run_of, same
 from scaling_lab import cost, dims, train
 from scaling_lab.compile import describe
 from scaling_lab.layouts import IllegalLayout, Layout, Placement, make_mesh
-from scaling_lab.parallel import alternating, schedules
+from scaling_lab.parallel import schedules
+from scaling_lab.parallel.schedules import in_step
 from scaling_lab.parallel.verbs import Segment
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -30,6 +31,9 @@ CASES = [
     ("llama", "stage=2,fsdp=4+1f1b", 4, {"remat": "full", "z_loss": 1e-3}),
     ("gpt2", "stage=4,data=2+1f1b", 5, {}),
     ("llama", "stage=2,data=2,tensor=2+sequence+zero2+1f1b", 3, {}),
+    ("llama", "stage=2,fsdp=4+zero_bubble", 4, {"remat": "full", "z_loss": 1e-3}),
+    ("gpt2", "stage=4,data=2+zero_bubble", 5, {}),
+    ("llama", "stage=2,data=2,tensor=2+sequence+zero2+zero_bubble", 3, {}),
     ("gpt2", "stage=4,data=2+interleaved=2", 8, {}),
     ("gpt2", "stage=2,fsdp=4", 5, {"remat": "full", "stack": "unroll"}),
     ("gpt2", "stage=2,data=2,tensor=2+zero2", 4, {"z_loss": 1e-3}),
@@ -112,11 +116,12 @@ def test_alternating_stages_hold_fewer_microbatches(tiny, packed):
     assert grown["stage=2,data=4"] > 2 * grown["stage=2,data=4+1f1b"], needed
 
 
-def test_the_loop_alternates_as_its_schedule_says():
+@pytest.mark.parametrize("kind", ["eager_1f1b", "eager_zb_h1"])
+def test_the_loop_alternates_as_its_schedule_says(kind):
     for stages, parts in ((1, 3), (2, 4), (4, 4), (4, 9)):
-        schedule = schedules.make("eager_1f1b", stages, parts)
+        schedule = schedules.make(kind, stages, parts)
         wanted = [[(t.does, t.microbatch) for t in own] for own in schedule.orders]
-        assert alternating.order(stages, parts) == wanted
+        assert in_step.order(stages, parts, kind == "eager_zb_h1") == wanted
 
 
 # --- What is moved
@@ -136,7 +141,12 @@ def column_of(config):
 
 @pytest.mark.parametrize(
     "layout",
-    ["stage=2,fsdp=4", "stage=2,fsdp=4+interleaved=2", "stage=2,fsdp=4+1f1b"],
+    [
+        "stage=2,fsdp=4",
+        "stage=2,fsdp=4+interleaved=2",
+        "stage=2,fsdp=4+1f1b",
+        "stage=2,fsdp=4+zero_bubble",
+    ],
 )
 def test_only_neighbours_talk_between_the_ticks(layout, tiny):
     """No stage's weights and no buffer of a pipeline are gathered over its stages.
@@ -151,7 +161,8 @@ def test_only_neighbours_talk_between_the_ticks(layout, tiny):
     column, times = column_of(config)
     assert column["unasked"] == []
     # 1F1B's last tick is backward alone, and the compiler drops what it hands on.
-    assert times["collective-permute", "stage"] == 2 * ticks - ("1f1b" in layout)
+    alternates = "1f1b" in layout or "zero_bubble" in layout
+    assert times["collective-permute", "stage"] == 2 * ticks - alternates
     assert times["all-to-all", "stage"] == 2 * weights * interleaved
     assert not times["all-gather", "stage"]
 

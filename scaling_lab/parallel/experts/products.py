@@ -43,7 +43,8 @@ def ragged(
     weights: Mapping[str, Array],
     name: str,
 ) -> Array:
-    """By `jax.lax.ragged_dot`, which a TPU and a GPU do by groups and a CPU densely."""
+    """By `jax.lax.ragged_dot`: by groups on a TPU, densely over a device's experts on a
+    CPU and, as of jax 0.10, on a GPU."""
     held_C1 = (jnp.arange(rows_CD.shape[0]) < jnp.sum(size_E))[:, None]
 
     def product(x_CD: Array, key: str) -> Array:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from scaling_lab.names import one_of
 from scaling_lab.parallel.schedules import (
     eager_1f1b,
+    eager_zb_h1,
     gpipe,
     interleaved,
     one_f_one_b,
@@ -46,6 +47,7 @@ KINDS = {
     "1f1b": one_f_one_b,
     "eager_1f1b": eager_1f1b,
     "zb_h1": zero_bubble_h1,
+    "eager_zb_h1": eager_zb_h1,
 }
 
 
