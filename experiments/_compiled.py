@@ -129,3 +129,19 @@ def say(
 ) -> None:
     """Prints an answer."""
     print(json.dumps(found, indent=1) if as_json else text(found))
+
+
+def learned(found: record.RunRecord) -> record.RunRecord:
+    """The record of a run with what it learned, and nothing of its time and memory."""
+    measured = found.measured or {}
+    loss = measured["loss"]
+    values = [round(value, 4) for value in loss["values"]]
+    return dataclasses.replace(
+        found,
+        predicted=None,
+        compiled=None,
+        measured={
+            "loss": {**loss, "steps": [], "values": values},
+            "held_out": measured["held_out"],
+        },
+    )

@@ -38,13 +38,33 @@ FLAGS: tuple[tuple[str, Any, Any, str], ...] = (
         "precision",
         str | None,
         None,
-        "Of arithmetic: float32 or bfloat16; parameters and optimizer stay float32. "
+        "Of arithmetic: float32, bfloat16, int8 or fp8 (weights multiplied in 8 bits, "
+        "the rest bfloat16); parameters stay float32. "
         "Default: bfloat16 for a TPU or GPU target, float32 for cpu and local.",
+    ),
+    (
+        "parameters",
+        str,
+        "float32",
+        "How matrices rest: float32, or bfloat16 with updates rounded by chance.",
+    ),
+    (
+        "reduce",
+        str | None,
+        None,
+        "What gradients are summed over devices in: float32 or bfloat16. Default: the "
+        "precision of arithmetic.",
     ),
     ("accumulate", int, 1, "Microbatches per step."),
     ("stack", str, "auto", "Layers as scan, scan:4 (four in a turn), unroll, or auto."),
     ("axis_type", str, "auto", "Of the mesh: auto or explicit."),
     ("optimizer", str, "adamw", "adamw, adafactor, lion or muon."),
+    (
+        "moments",
+        str,
+        "float32",
+        "Of the optimizer, as kept between steps: float32, bfloat16 or int8.",
+    ),
     ("learning_rate", float, 1e-3, "Peak of the schedule."),
     ("schedule", str, "cosine", "constant, cosine, linear or wsd."),
     ("warmup", int, 10, "Steps of linear warm-up."),

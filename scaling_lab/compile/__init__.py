@@ -43,6 +43,8 @@ def memory(compiled: Any) -> dict[str, Any]:
         column: getattr(analysis, field) for column, field in _COLUMNS.items()
     }
     peak = getattr(analysis, "peak_memory_in_bytes", 0)
+    if peak:  # what rests in the host's memory is counted with it
+        peak -= getattr(analysis, "host_argument_size_in_bytes", 0)
     lasting = sizes["argument_bytes"] + sizes["output_bytes"] - sizes["alias_bytes"]
     total = lasting + sizes["temporary_bytes"]
     if peak < sizes["temporary_bytes"]:  # XLA:CPU leaves temporaries out of its peak

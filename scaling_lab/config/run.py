@@ -16,7 +16,8 @@ from scaling_lab.hardware import Target, parse_target
 from scaling_lab.layouts import Layout, fit_kv_heads, fit_stages
 from scaling_lab.models.ops import RopeScaling
 from scaling_lab.names import one_of
-from scaling_lab.optimizers import OptimizerConfig
+from scaling_lab.optimizers import OptimizerConfig, resting
+from scaling_lab.parallel.low_precision import RECIPES
 from scaling_lab.parallel.sight import Sight
 from scaling_lab.parallel.verbs import Routing
 
@@ -36,7 +37,13 @@ class RunConfig:
       steps: optimizer steps. seed: of parameters and of the data's order.
       remat: ``none``, ``full``, ``save:VERB,…``, ``recompute:VERB,…`` or, to the host,
         ``offload:VERB,…``; see `parallel.policies`.
-      precision: dtype of arithmetic; parameters and optimizer state are float32.
+      precision: dtype of arithmetic.
+        ``int8`` and ``float8`` (``fp8``) multiply weights in 8 bits, see
+        `parallel.low_precision`; the rest is bfloat16.
+      parameters: dtype that matrices and their gradients rest in; in bfloat16 updates
+        are rounded by chance, see `optimizers.rounding`. Updates are made in float32.
+      reduce: dtype that gradients of matrices are summed over devices in; ``None`` is
+        that of arithmetic.
       accumulate: microbatches per step, one after another.
       stack: layers scanned (``scan:4``, four in a turn), unrolled, or whichever suits
         the backend.
@@ -57,6 +64,8 @@ class RunConfig:
     seed: int = 0
     remat: str = "none"
     precision: str = "float32"
+    parameters: str = "float32"
+    reduce: str | None = None
     accumulate: int = 1
     stack: str = "auto"
     axis_type: str = "auto"
@@ -67,6 +76,15 @@ class RunConfig:
     evaluate_batches: int = 4
     xla_flags: str = ""
     size: str = ""
+
+    def __post_init__(self) -> None:
+        if self.precision == "fp8":
+            object.__setattr__(self, "precision", "float8")
+
+    @property
+    def arithmetic(self) -> str:
+        """The dtype of all that is not multiplied in 8 bits."""
+        return "bfloat16" if self.precision in RECIPES else self.precision
 
     @property
     def family(self) -> str:
@@ -104,7 +122,11 @@ class RunConfig:
     @functools.cached_property
     def abstract_params(self) -> dict[str, Any]:
         """Shapes and dtypes of the parameters; nothing is allocated."""
-        return dict(_abstract_params(self.model))
+        return dict(_abstract_params(self.model, self.parameters))
+
+    def initial(self, key: jax.Array) -> dict[str, Any]:
+        """The parameters that a run begins with, as they rest."""
+        return _initial(self.model, self.parameters, key)
 
     @property
     def id(self) -> str:
@@ -160,10 +182,13 @@ class RunConfig:
 
 
 @functools.lru_cache(maxsize=32)
-def _abstract_params(model: Any) -> dict[str, Any]:
-    init = models.family_of(model).init
+def _abstract_params(model: Any, parameters: str) -> dict[str, Any]:
     # The key too is traced: a concrete one would start JAX's devices.
-    return jax.eval_shape(lambda: init(model, jax.random.key(0)))
+    return jax.eval_shape(lambda: _initial(model, parameters, jax.random.key(0)))
+
+
+def _initial(model: Any, parameters: str, key: jax.Array) -> dict[str, Any]:
+    return resting(models.family_of(model).init(model, key), parameters)
 
 
 def _non_default(value: Any) -> dict[str, Any]:

@@ -16,9 +16,13 @@ from scaling_lab.layouts import (
 )
 from scaling_lab.names import one_of
 from scaling_lab.optimizers import make
+from scaling_lab.optimizers.rounding import RESTING
 from scaling_lab.parallel import policies
+from scaling_lab.parallel.low_precision import RECIPES
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", *RECIPES)
+#: What gradients may be summed over devices in.
+REDUCED = ("float32", "bfloat16")
 STACKS = ("auto", "scan", "unroll")
 #: Scanned layers of which so many stand in one turn of the loop: ``scan:4``.
 TOGETHER = re.compile(r"scan:([1-9]\d*)")
@@ -38,9 +42,13 @@ def validate(config: RunConfig, devices: int | None = None) -> None:
     _check_ranges(config)
     for field, known in (
         ("precision", PRECISIONS),
+        ("parameters", RESTING),
         ("axis_type", AXIS_TYPES),
     ):
         one_of(field, getattr(config, field), known)
+    if config.reduce is not None:
+        one_of("reduce", config.reduce, REDUCED)
+    _check_precision(config)
     _check_stack(config)
     _check_parts("batch", config.batch, "accumulate", config.accumulate)
     if config.loss_chunks is not None and not 1 <= config.loss_chunks <= config.model.V:
@@ -61,6 +69,7 @@ def validate(config: RunConfig, devices: int | None = None) -> None:
     _check_choice(config)
     _check_experts(config)
     make(config.optimizer, config.steps)
+    _check_away(config)
     _check_stages(config)
     target = config.parsed_target()
     shapes = {p: x.shape for p, x in dims.leaves(config.abstract_params).items()}
@@ -111,6 +120,34 @@ def _check_ranges(config: RunConfig) -> None:
             raise ValueError(f"{name}={value}: must be above 0")
 
 
+def _check_precision(config: RunConfig) -> None:
+    """Raises unless the chip multiplies 8 bits faster than 16."""
+    precision, chip = config.precision, config.parsed_target().chip
+    if precision not in RECIPES:
+        return
+    if config.axis_type == "explicit":
+        raise ValueError(
+            f"precision {precision}: the compiler places scales and codes, which "
+            "explicit axes do not leave to it; use --axis-type auto"
+        )
+    if chip is None or not chip.flops_per_second:  # a CPU's units are not known
+        return
+    peaks = chip.flops_per_second
+    wide = peaks.get("bfloat16") or peaks.get("float16", 0.0)
+    faster = [name for name in RECIPES if peaks.get(name, 0.0) > wide]
+    if precision not in faster:
+        own = peaks.get(precision)
+        why = (
+            f"multiplies it no faster than 16 bits ({own / 1e12:.0f} TFLOP/s)"
+            if own
+            else "has no unit for it"
+        )
+        raise ValueError(
+            f"precision {precision}: {chip.name} {why}; it has "
+            f"{', '.join([*faster, 'bfloat16'])}"
+        )
+
+
 def _check_parts(whole: str, size: int, part: str, parts: int) -> None:
     """Raises unless a size divides into equal parts."""
     if parts >= 1 and size % parts == 0:
@@ -132,6 +169,22 @@ def _check_stages(config: RunConfig) -> None:
         )
     check_stages(layout, config.model.L, config.batch, config.accumulate)
     check_turns(layout, getattr(config.model, "depths", (config.model.L,)))
+
+
+def _check_away(config: RunConfig) -> None:
+    """Raises unless optimizer state that is to rest on the host can."""
+    layout, name = config.layout, config.optimizer.name
+    if layout.mechanism("optimizer", "device") != "host":
+        return
+    why = ""
+    if stages_of(layout) > 1:
+        why = "state comes layer by layer, and stages divide layers; leave stage out"
+    elif config.axis_type == "explicit":
+        why = "the compiler moves what comes, not explicit axes; use --axis-type auto"
+    elif name == "adafactor":
+        why = "adafactor's state is small; leave it on the device, or use adamw"
+    if why:
+        raise IllegalLayout(f"layout {layout.name!r}: +offload_optimizer: {why}")
 
 
 def _check_experts(config: RunConfig) -> None:

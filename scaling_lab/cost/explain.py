@@ -118,7 +118,7 @@ def _parameters(config: RunConfig, layout: Layout) -> Iterator[Row]:
             leaf.shape,
             placement_text(letters, reduced),
             size // layout.over(reduced),
-            tuple(traffic.of_gradient(config, layout, name, size)),
+            tuple(traffic.of_gradient(config, layout, name, leaf.size)),
         )
 
 
@@ -140,7 +140,7 @@ def _optimizer_state(config: RunConfig, layout: Layout) -> Iterator[Row]:
 
 
 def _activations(config: RunConfig, layout: Layout) -> Iterator[Row]:
-    itemsize = jnp.dtype(config.precision).itemsize
+    itemsize = jnp.dtype(config.arithmetic).itemsize
     for entry in record(config):
         spec = layout.spec("acts", entry.output, entry.name)
         elements = entry.elements(entry.output)

@@ -32,7 +32,7 @@ def of_experts(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Impl
     leaves, returns = word == "sent", entry.output == "BTD"
     if not (leaves or returns):
         return
-    itemsize = jnp.dtype(config.precision).itemsize
+    itemsize = jnp.dtype(config.arithmetic).itemsize
     tokens = entry.elements("BTD") * itemsize * entry.times * config.accumulate
     tokens //= layout.over(layout.spec("acts", "BT"))
     bound = routed.mechanism(layout)
@@ -60,7 +60,7 @@ def shared_heads(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Im
     keys = layout.spec("acts", "BSKH", entry.name)[2]
     axes = tuple(axis for axis in queries if axis not in keys)
     if axes:
-        itemsize = jnp.dtype(config.precision).itemsize
+        itemsize = jnp.dtype(config.arithmetic).itemsize
         size = 2 * entry.elements("BSKH") * itemsize * entry.times
         often = times(config, layout, entry.times > 1)
         size = round(size * often) // layout.over((batch, keys))
@@ -78,7 +78,7 @@ def divided_keys(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Im
     heads = layout.spec("acts", "BSKH", entry.name)[2]
     numbers = 2 * entry.elements("BSKH") * entry.times * config.accumulate
     numbers //= layout.over((batch, heads))
-    itemsize = jnp.dtype(config.precision).itemsize
+    itemsize = jnp.dtype(config.arithmetic).itemsize
     if layout.mechanism("attend", "gather") == "gather":
         yield Implied("all-gather", length, numbers * itemsize, "keys and values")
         yield Implied("reduce-scatter", length, numbers * itemsize, "their gradient")
@@ -98,7 +98,7 @@ def _exchanged(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Impl
     keys = max(1, entry.sizes["K"] // layout.over((heads,)))
     sent = ulysses.heads_sent(queries, keys, layout.over((length,)))
     numbers = entry.elements("BTH") // layout.over((batch, length)) * entry.times
-    size = numbers * jnp.dtype(config.precision).itemsize
+    size = numbers * jnp.dtype(config.arithmetic).itemsize
     often = 2 * times(config, layout, entry.times > 1)  # and their gradients back
     for heads, what in ((queries, "queries and results"), (sent, "keys and values")):
         there = round(2 * heads * size * often)
@@ -106,18 +106,18 @@ def _exchanged(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Impl
 
 
 def to_stages(
-    layout: Layout, letters: str, stored: Spec, elements: int
+    layout: Layout, letters: str, stored: Spec, size: int
 ) -> Iterator[Implied]:
     """Layers that rest by number are where they are used; by width they must move."""
     if "stage" not in stored[0]:
-        size = elements * 4 // layout.over(stored)
+        size //= layout.over(stored)
         yield Implied("all-to-all", ("stage",), 2 * size, "to its stage, and back")
 
 
 def handed_on(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Implied]:
     """What stages hand on at every tick, and the ends that all of them share."""
     stages = stages_of(layout)
-    size = entry.elements("BTD") * jnp.dtype(config.precision).itemsize
+    size = entry.elements("BTD") * jnp.dtype(config.arithmetic).itemsize
     size //= layout.over(layout.spec("acts", "BTD"))
     virtual = virtual_of(layout)
     ticks = config.accumulate * virtual + stages - 1

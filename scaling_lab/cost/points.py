@@ -89,6 +89,8 @@ class Points:
         it brings every device all keys.
       scores_again: share of attention's scores done again in the backward pass; NaN
         where it follows from ``remat`` and ``recompute``.
+      away_bytes: bytes of optimizer state of one parameter that rest in the host's
+        memory; ``optimizer_bytes`` is then what of them is on the device at a time.
       lockstep: 1 where all stages of a pipeline do the same kind of task in every tick,
         as ours do; they make layers' results again where they alternate, which
         ``recompute`` does not count.
@@ -159,6 +161,7 @@ class Points:
     network_bytes_per_second: Any
     ulysses: Any = 0.0
     scores_again: Any = np.nan
+    away_bytes: Any = 0.0
     lockstep: Any = 0.0
     gathered_bytes: Any = 2.0
     reduced_bytes: Any = np.nan

@@ -195,7 +195,8 @@ def parts_of(p: Points, eff: Calibration) -> Parts:
             "host": blocks * host,
         },
         bubble=bubble,
-        update=work.update(owned),
+        # State that is away comes and goes once a step, with nothing left to do beside.
+        update=work.update(owned) + 2 * owned * p.away_bytes / p.host_bytes_per_second,
         overhead=blocks * launched + eff.of("step", p),
         scale=1 + eff.of("scale", p) * np.log2(np.maximum(p.devices / 8, 1)),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from scaling_lab.config import RunConfig
@@ -16,10 +17,17 @@ from scaling_lab.cost.points import PRECISIONS, REMATS, SCHEDULES, STACKS, Point
 from scaling_lab.hardware import Chip, chip
 from scaling_lab.layouts import Layout, schedule_of, virtual_of
 from scaling_lab.models.shape import sizes
+from scaling_lab.optimizers import OptimizerConfig
+from scaling_lab.optimizers.moments import BYTES
 from scaling_lab.parallel import policies
 
-#: Bytes of optimizer state of one parameter, in float32; there is no master copy.
+#: Bytes of optimizer state of one parameter, with moments in float32.
 STATE_BYTES = {"adamw": 8.0, "lion": 4.0, "muon": 4.0, "adafactor": 0.1}
+
+
+def state_bytes(optimizer: OptimizerConfig) -> float:
+    """Bytes of optimizer state of one parameter; the scales of rows are left out."""
+    return STATE_BYTES[optimizer.name] * BYTES[optimizer.moments] / 4
 
 
 def points_of(configs: Sequence[RunConfig], local: Chip | None = None) -> Points:
@@ -82,6 +90,7 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
     kind = policies.parse(config.remat).kind
     devices = layout.devices
     peak, wide = peak_of(found, config.precision)
+    resting = float(jnp.dtype(config.parameters).itemsize)
     return {
         **_model(config),
         **_seen(config),
@@ -104,9 +113,9 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
         "flops_per_second": peak / found.devices_per_chip,
         "bf16_flops_per_second": wide / found.devices_per_chip,
         "stack": STACKS.index("xla"),
-        "param_bytes": 4.0,
-        "grad_bytes": 4.0,
-        "optimizer_bytes": STATE_BYTES[config.optimizer.name],
+        "param_bytes": resting,
+        "grad_bytes": resting,
+        **_state(config),
         "remat": REMATS.index(kinds.get(kind, "selective")),
         "recompute": _again(config),
         "kept": 1.0 if kind == "none" else 1.0 - 0.9 * _again(config),
@@ -115,6 +124,18 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
         "gathers": 1.0 if layout.gather == "step" else 2.0,
         "host_bytes_per_second": host_rate(found),
     }
+
+
+def _state(config: RunConfig) -> dict[str, float]:
+    """Bytes of optimizer state of one parameter: on the device, and on its host.
+
+    Of state that is away one layer's is on the device, and the next on its way.
+    """
+    size = state_bytes(config.optimizer)
+    if config.layout.mechanism("optimizer", "device") != "host":
+        return {"optimizer_bytes": size}
+    near = min(1.0, 2 / config.model.L)
+    return {"optimizer_bytes": size * near, "away_bytes": size}
 
 
 def _model(config: RunConfig) -> dict[str, Any]:

@@ -31,11 +31,12 @@ def of_parameter(
     used = ((),) + used if letters.startswith("L") else used
     apart = _missing(stored, used)
     if letters.startswith("L") and "stage" in apart:
-        yield from mechanisms.to_stages(layout, letters, stored, elements)
+        resting = jnp.dtype(config.parameters).itemsize
+        yield from mechanisms.to_stages(layout, letters, stored, elements * resting)
         apart = tuple(axis for axis in apart if axis != "stage")
     uses = _whole_uses(config, layout, name)
     if apart and uses:
-        itemsize = jnp.dtype(config.precision).itemsize
+        itemsize = jnp.dtype(config.arithmetic).itemsize
         again = layout.gather == "layer" and letters.startswith("L")
         uses = 2 + alternates(layout) if again else uses
         times = mechanisms.times(config, layout, letters[0] == "L") * uses
@@ -45,12 +46,12 @@ def of_parameter(
     updated = layout.spec("optimizer", letters, name)
     apart = _missing(updated, stored)
     if apart:
-        size = elements * 4 // layout.over(stored)
+        size = elements * jnp.dtype(config.parameters).itemsize // layout.over(stored)
         yield Implied("all-gather", apart, size, "updated where its state rests")
 
 
 def of_gradient(
-    config: RunConfig, layout: Layout, name: str, size: int
+    config: RunConfig, layout: Layout, name: str, elements: int
 ) -> Iterator[Implied]:
     """A gradient summed over the axes that its batch and positions are divided over."""
     letters = dims.letters(name)
@@ -71,7 +72,8 @@ def of_gradient(
     apart -= {axis for axes in own for axis in axes}
     partial = tuple(axis for axis in layout.mesh if axis in apart)
     # It is reduced in the precision it was computed in, and widened where it rests.
-    held = size * jnp.dtype(config.precision).itemsize // 4 // layout.over(own)
+    dtype = (_contracted(config, name) and config.reduce) or config.arithmetic
+    held = elements * jnp.dtype(dtype).itemsize // layout.over(own)
     often = mechanisms.times(config, layout, letters[0] == "L")
     if makes_later(layout) and letters[0] == "L" and "E" not in letters:
         if _multiplied(config, name):
@@ -115,6 +117,15 @@ def _multiplied(config: RunConfig, name: str) -> bool:
         if entry.flops or entry.verb == "take"
     }
     return dims.stem(name) in stems
+
+
+def _contracted(config: RunConfig, name: str) -> bool:
+    """Whether a parameter's gradient is a product that devices add their parts of."""
+    return any(
+        entry.name.rpartition("/")[2] == dims.stem(name)
+        for entry in record(config)
+        if entry.flops and entry.verb in ("einsum", "cross_entropy")
+    )
 
 
 def of_verb(
@@ -171,7 +182,7 @@ def _operand_gather(config: RunConfig, layout: Layout, entry: Entry, around: Any
     """The activation operand, gathered before; its gradient summed after."""
     summed, own, placed = around
     term, output = equations.parse(entry.equation)
-    itemsize = jnp.dtype(config.precision).itemsize
+    itemsize = jnp.dtype(config.arithmetic).itemsize
     spec = dict(zip(output, layout.spec("acts", output, entry.name), strict=True))
     size = entry.elements(term[0]) * itemsize * entry.times
     size //= layout.over(tuple(spec.get(letter, ()) for letter in term[0]))

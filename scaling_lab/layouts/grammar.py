@@ -43,6 +43,7 @@ MODIFIERS: dict[str, str] = {
     "ring_of_experts": "tokens are gathered over expert before they are copied",
     "capacity": "experts have as many places each; tokens that find none are dropped",
     "interleaved": "chunks of layers on one stage, as interleaved=2, instead of one",
+    "offload_optimizer": "optimizer state rests in the host's memory",
     "1f1b": "stages go forward and backward in turn: few microbatches held, not all",
     "zero_bubble": "as 1f1b, and gradients of weights are made where stages would wait",
 }
@@ -57,6 +58,7 @@ MECHANISMS: dict[str, tuple[str, str, str]] = {
     "all_to_all": ("expert", "experts", "all_to_all"),
     "ring_of_experts": ("expert", "experts", "ring_of_experts"),
     "capacity": ("", "experts", "capacity"),
+    "offload_optimizer": ("", "optimizer", "host"),
     "interleaved": ("stage", "stack", "interleaved"),
     "1f1b": ("stage", "stack", "1f1b"),
     "zero_bubble": ("stage", "stack", "zero_bubble"),

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from scaling_lab import dims
 from scaling_lab.layouts.mesh import partition
 from scaling_lab.layouts.tables import Layout, Spec
-from scaling_lab.parallel import equations, reduced, stack, take
+from scaling_lab.parallel import equations, low_precision, reduced, stack, take
 
 Array = jax.Array
 
@@ -30,12 +30,16 @@ class Moves:
       compute: dtype of arithmetic; weights are cast where they are used, before they
         are gathered, and softmax, norms and the loss stay in float32.
       contract_with: the contraction of one device.
+      reduce: dtype that gradients of weights are summed in; ``None`` is `compute`.
+      low: how weights are multiplied in 8 bits; ``None`` where they are not.
     """
 
     layout: Layout
     mesh: Mesh | None = None
     compute: Any = jnp.float32
     contract_with: equations.Contract = equations.contract
+    low: low_precision.Coded | None = None
+    reduce: str | None = None
     #: The table that says where a gradient leaves the backward pass.
     gradients: ClassVar[str] = "grads"
 
@@ -71,17 +75,27 @@ class Moves:
         terms, output = equations.parse(equation)
         x, weight = (*terms, "")[:2]
         weighed = x.startswith("BT") and output.startswith("BT") and weight
+        low = self.low if low_precision.applies(equation) else None
         if not (weighed and out[0] and equations.contracted(terms, output)):
+            if low is not None:
+                return self._constrain(
+                    low_precision.contract(low, equation, *operands), out
+                )
             return self._constrain(self.contract_with(equation, operands), out)
         used = self.layout.spec("acts", weight, name)
         stored = f"{name.rpartition('/')[2]}_{weight}"
         busy = {axis for axes in used for axis in axes}
         length = tuple(axis for axis in out[1] if axis not in busy)
         reduction = reduced.Reduction(
-            self.mesh, (out[0], length), used, self.layout.spec("grads", weight, stored)
+            self.mesh,
+            (out[0], length),
+            used,
+            self.layout.spec("grads", weight, stored),
+            self.reduce,
         )
         contract: Any = reduced.contract
-        result = contract(self.contract_with, equation, reduction, *operands)
+        products = low or equations.Plain(self.contract_with)
+        result = contract(products, equation, reduction, *operands)
         return self._constrain(result, out)
 
     def _operand(self, operand: Array, term: str, around, name: str) -> Array:

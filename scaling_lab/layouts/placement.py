@@ -270,4 +270,5 @@ class Placement(Moves):
             vocabulary,
             of_width("params"),
             tuple(axis for axis in reduced if axis in (*batch, *length)),
+            self.reduce,
         )

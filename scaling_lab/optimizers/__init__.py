@@ -18,7 +18,10 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from scaling_lab import dims
 from scaling_lab.names import one_of
+from scaling_lab.optimizers.moments import narrowed
+from scaling_lab.optimizers.rounding import applied, resting, widened
 from scaling_lab.optimizers.stacks import (
+    along,
     balancing,
     is_balance,
     is_matrix,
@@ -31,9 +34,12 @@ from scaling_lab.optimizers.stacks import (
 __all__ = [
     "OptimizerConfig",
     "is_balance",
+    "along",
+    "applied",
     "is_matrix",
     "make",
     "per_layer",
+    "resting",
     "schedule",
     "square_norms",
     "state_dims",
@@ -59,6 +65,8 @@ class OptimizerConfig:
       final: the last learning rate as a fraction of the peak.
       weight_decay: on matrices alone (biases and norms are spared).
       clip: the global gradient norm is cut to this; ``None`` never cuts.
+      moments: how they are kept between steps: float32, bfloat16, or int8, which is 8
+        bits with a scale for each row (see `moments`). Adafactor's are factored.
       balance: how far a step moves a router's bias against its expert's excess load
         (DeepSeek-V3, section 4.2).
     """
@@ -74,6 +82,7 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     weight_decay: float = 0.1
     clip: float | None = 1.0
+    moments: str = "float32"
     balance: float = 1e-3
 
 
@@ -85,7 +94,12 @@ def make(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """
     rate = schedule(config, steps)
     chosen = _named(_OPTIMIZERS, "optimizer", config.name)(config, rate)
-    return balancing(chosen, config.balance)
+    if config.name == "adafactor" and config.moments != "float32":
+        raise ValueError(
+            f"moments={config.moments!r}: adafactor's are sums over rows and columns, "
+            "too few to make narrow; leave them float32, or use adamw, lion or muon"
+        )
+    return widened(balancing(narrowed(chosen, config.moments), config.balance))
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

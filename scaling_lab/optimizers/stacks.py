@@ -17,6 +17,9 @@ from scaling_lab import dims
 
 Params = Mapping[str, Any]
 
+#: Dims that a row of a moment may run along, the least often divided first.
+_ALONG = "HUPQRFKNDVTE"
+
 
 def is_matrix(name: str) -> bool:
     """Whether a parameter is a matrix of one layer (not a bias, not a norm's scale)."""
@@ -29,6 +32,11 @@ def stacked(name: str) -> int:
     letters = dims.letters(name)
     one = letters.removeprefix("L")
     return len(letters) - len(one) + (one.startswith("E") and len(one) > 1)
+
+
+def along(letters: str) -> str:
+    """The dim that a row of a moment runs along, by the moment's dims."""
+    return min(letters[stacked(f"x_{letters}") :], key=_ALONG.index)
 
 
 def is_balance(name: str) -> bool:
@@ -58,7 +66,7 @@ def balancing(
         return {
             key: merged(updates[key], leaf)
             if isinstance(leaf, Mapping)
-            else -rate * jnp.sign(leaf)
+            else jax.tree.map(lambda excess: -rate * jnp.sign(excess), leaf)
             if is_balance(key)
             else updates[key]
             for key, leaf in gradients.items()
@@ -103,7 +111,12 @@ def state_dims(state: Any, params: Params) -> Any:
 
 
 def _summed_over(keys: list[str], letters: str, shape: tuple[int, ...]) -> str:
-    """Adafactor's row moments lack a matrix's largest dim, column moments the next."""
+    """Adafactor's row moments lack a matrix's largest dim, column moments the next.
+
+    Scales of 8-bit moments lack the dim that their rows run along.
+    """
+    if "scales" in keys:
+        return letters.replace(along(letters), "")
     if "v_row" not in keys and "v_col" not in keys:
         return letters
     alike = stacked(f"x_{letters}")

@@ -38,6 +38,7 @@ class Shards(NamedTuple):
       vocabulary: mesh axes of dim V.
       width: mesh axes that the head's D rests divided over; gathered for use.
       reduced: mesh axes that D of the head's gradient is divided over, among `rows`.
+      dtype: that this gradient is summed in; ``None`` is that of the head.
     """
 
     mesh: Any = None
@@ -45,6 +46,7 @@ class Shards(NamedTuple):
     vocabulary: tuple[str, ...] = ()
     width: tuple[str, ...] = ()
     reduced: tuple[str, ...] = ()
+    dtype: str | None = None
 
 
 #: Of one device.
@@ -179,8 +181,10 @@ def _gradients(plan: Any, residuals: Any, cotangent: Any) -> tuple[Array, Array]
         d_BTv -= jnp.where(hit_BTv, d_nll_BT[..., None], 0.0)
         d_BTv = d_BTv.astype(hidden_BTD.dtype)
         dhidden_BTD += _wide("BTV,DV->BTD", d_BTv, part.head_Dv)
-        own_Dv = equations.contract("BTD,BTV->DV", (hidden_BTD, d_BTv))
-        own_dv = _reduced(own_Dv, shards)
+        own_Dv = equations.contract(
+            "BTD,BTV->DV", (hidden_BTD, d_BTv), dtype=shards.dtype
+        )
+        own_dv = _reduced(own_Dv, shards).astype(head_DV.dtype)
         own_dv += jax.lax.dynamic_slice_in_dim(dhead_dV, part.start, chunk, 1)
         dhead_dV = jax.lax.dynamic_update_slice_in_dim(dhead_dV, own_dv, part.start, 1)
         return (dhidden_BTD, dhead_dV), None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,10 @@ from scaling_lab import dims as alphabet
 
 Array = jax.Array
 Contract = Callable[[str, tuple[Array, ...]], Array]
+#: An array and its letters.
+Named = tuple[str, Array]
+#: What is multiplied, each with its letters, and what multiplies it.
+Weighing = tuple[tuple[Named, ...], Callable[..., Array]]
 
 
 def parse(equation: str) -> tuple[tuple[str, ...], str]:
@@ -66,8 +70,14 @@ def check(equation: str, operands: tuple[Any, ...], name: str) -> dict[str, int]
     return sizes
 
 
-def contract(equation: str, operands: tuple[Array, ...], out_sharding=None) -> Array:
-    """The einsum in the operands' dtype; float32 means float32 on every backend."""
+def contract(
+    equation: str, operands: tuple[Array, ...], out_sharding=None, dtype: Any = None
+) -> Array:
+    """The einsum in the operands' dtype; float32 means float32 on every backend.
+
+    Args:
+      dtype: of the result, where it is not the operands'.
+    """
     terms, output = parse(equation)
     if not contracted(terms, output):
         return _multiply(terms, output, operands)
@@ -77,7 +87,56 @@ def contract(equation: str, operands: tuple[Array, ...], out_sharding=None) -> A
         *operands,
         precision=jax.lax.Precision.HIGHEST if exact else None,
         out_sharding=out_sharding,
+        preferred_element_type=dtype,
     )
+
+
+class Products(Protocol):
+    """How a weight's contraction is multiplied, forward and backward."""
+
+    def forward(self, equation: str, operands: tuple[Array, ...]) -> Array:
+        """An activation times a weight."""
+        ...
+
+    def backward(self, equation: str, operands: tuple[Array, ...]) -> Array:
+        """A gradient times a weight."""
+        ...
+
+    def weigh(self, equation: str, operands: tuple[Array, ...], dtype: Any) -> Weighing:
+        """An activation times a gradient as `dtype`, in two parts.
+
+        Returns:
+          arrays made of the whole operands; and what multiplies them, on every device
+          its own part, to be summed.
+        """
+        ...
+
+
+class Plain(NamedTuple):
+    """`Products` in the operands' dtype.
+
+    Attributes:
+      with_weight: the contraction of one device, where a weight is a factor.
+    """
+
+    with_weight: Contract
+
+    def forward(self, equation: str, operands: tuple[Array, ...]) -> Array:
+        """An activation times a weight."""
+        return self.with_weight(equation, operands)
+
+    backward = forward
+
+    def weigh(self, equation: str, operands: tuple[Array, ...], dtype: Any) -> Weighing:
+        """An activation times a gradient: as they are, the one whose dim comes first in
+        the product before the other."""
+        terms, output = parse(equation)
+        named = tuple(zip(terms, operands, strict=True))
+        if output[0] not in terms[0]:
+            named = named[::-1]
+            equation = f"{terms[1]},{terms[0]}->{output}"
+        wider = None if dtype == operands[0].dtype else dtype
+        return named, lambda *parts: contract(equation, parts, dtype=wider)
 
 
 def contract_narrow(equation: str, operands: tuple[Array, ...]) -> Array:

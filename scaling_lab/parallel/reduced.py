@@ -30,46 +30,56 @@ class Reduction(NamedTuple):
         sums are.
       used: for every dim of the weight the mesh axes it is divided over in use.
       rests: the same of its gradient.
+      dtype: that partial sums are added up in; ``None`` is that of x.
     """
 
     mesh: Any
     sequences: Spec
     used: Spec
     rests: Spec
+    dtype: str | None = None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def contract(
-    local: equations.Contract,
+    products: equations.Products,
     equation: str,
     reduction: Reduction,
     x: Array,
     weight: Array,
 ) -> Array:
-    """``local(equation, (x, weight))``; B and T come first in x and in the result.
+    """The contraction of x and weight; B and T come first in x and in the result.
 
     The weight's gradient leaves divided as `Reduction.rests` says.
     """
     del reduction
-    return local(equation, (x, weight))
+    return products.forward(equation, (x, weight))
 
 
-def _forward(local, equation, reduction, x, weight):
+def _forward(products, equation, reduction, x, weight):
     del reduction
-    return local(equation, (x, weight)), (x, weight)
+    return products.forward(equation, (x, weight)), (x, weight)
 
 
-def _backward(local, equation, reduction, residuals, gradient):
+def _backward(products, equation, reduction, residuals, gradient):
     x, weight = residuals
     (left, right), output = equations.parse(equation)
-    dx = local(f"{output},{right}->{left}", (gradient, weight))
-    return dx, _reduced(f"{left},{output}->{right}", reduction, x, gradient)
+    dx = products.backward(f"{output},{right}->{left}", (gradient, weight))
+    equation = f"{left},{output}->{right}"
+    found = _reduced(equation, products, reduction, x, gradient)
+    return dx, found.astype(weight.dtype)
 
 
 contract.defvjp(_forward, _backward)
 
 
-def _reduced(equation: str, reduction: Reduction, x: Array, gradient: Array) -> Array:
+def _reduced(
+    equation: str,
+    products: equations.Products,
+    reduction: Reduction,
+    x: Array,
+    gradient: Array,
+) -> Array:
     """Each device's own sequences, then one sum over the devices that hold others.
 
     A dim that the sum divides comes first: a GPU divides nothing else, and would turn
@@ -85,12 +95,12 @@ def _reduced(equation: str, reduction: Reduction, x: Array, gradient: Array) -> 
     order = sorted(range(len(weight)), key=lambda dim: not scattered[dim])
     turned = "".join(weight[dim] for dim in order)
     back = [order.index(dim) for dim in range(len(weight))]
+    named, multiply = products.weigh(
+        f"{left},{output}->{turned}", (x, gradient), reduction.dtype or x.dtype
+    )
 
-    def local(x: Array, gradient: Array) -> Array:
-        if turned[0] in left:
-            own = equations.contract(f"{left},{output}->{turned}", (x, gradient))
-        else:
-            own = equations.contract(f"{output},{left}->{turned}", (gradient, x))
+    def local(*parts: Array) -> Array:
+        own = multiply(*parts)
         for dim, place in enumerate(order):
             if axes := scattered[place]:
                 own = jax.lax.psum_scatter(own, axes, scatter_dimension=dim, tiled=True)
@@ -99,13 +109,14 @@ def _reduced(equation: str, reduction: Reduction, x: Array, gradient: Array) -> 
 
     place = dict(zip("BT", reduction.sequences, strict=True))
     place |= dict(zip(weight, reduction.used, strict=True))
+    specs = (_partition(place[x] for x in letters) for letters, _ in named)
     rests = zip(reduction.used, scattered, strict=True)
     return jax.shard_map(
         one_by_one(local),
         mesh=reduction.mesh,
-        in_specs=tuple(_partition(place[x] for x in term) for term in (left, output)),
+        in_specs=tuple(specs),
         out_specs=_partition(used + more for used, more in rests),
-    )(x, gradient)
+    )(*(array for _, array in named))
 
 
 def one_by_one(function: Callable[..., Array]) -> Callable[..., Array]:

@@ -43,7 +43,10 @@ def config_of(question: Question, choice: Choice) -> RunConfig:
         )
     return RunConfig(
         model=model,
-        layout=parse(choice.layout, question.devices),
+        layout=parse(
+            choice.layout + ("+offload_optimizer" if choice.host else ""),
+            question.devices,
+        ),
         target=question.target.text,
         batch=question.batch,
         length=question.length,

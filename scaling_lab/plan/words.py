@@ -67,7 +67,9 @@ def schedule(ranked: Ranked, index: int) -> str:
 def trained(ranked: Ranked, index: int) -> bool:
     """Whether runs of this layout are trained and compiled here today."""
     table = ranked.candidates.table
-    if table["host"][index] or not _staged(ranked, index):
+    if table["host"][index] and table["stage"][index] > 1:
+        return False
+    if not _staged(ranked, index):
         return False
     # Experts inside fsdp rest as the plan priced them; inside data they rest otherwise.
     return int(table["fsdp"][index]) % int(table["expert"][index]) == 0

@@ -20,9 +20,11 @@ from scaling_lab.parallel import (
     cudnn,
     equations,
     experts,
+    low_precision,
     mosaic,
     splash,
 )
+from scaling_lab.train import away
 from scaling_lab.train.step import (
     Metrics,
     TrainState,
@@ -106,13 +108,20 @@ def make_placement(config: RunConfig, devices: Any = None) -> Placement:
         mesh=None
         if one and devices is None
         else layouts.make_mesh(layout, devices, kind),
-        compute=jnp.dtype(config.precision),
+        compute=jnp.dtype(config.arithmetic),
+        low=_low(config),
+        reduce=config.reduce,
         remat=config.remat,
         unroll=unroll,
         together=together(config.stack),
         microbatches=config.accumulate,
         loss_chunks=config.loss_chunks,
     )
+
+
+def _low(config: RunConfig) -> low_precision.Coded | None:
+    recipe = low_precision.RECIPES.get(config.precision)
+    return None if recipe is None else low_precision.Coded(recipe)
 
 
 def _habits(platform: str) -> dict[str, Any]:
@@ -160,9 +169,7 @@ def make_program(config: RunConfig, devices: Any = None) -> Program:
 
 
 def _init(config: RunConfig, optimizer: optax.GradientTransformation) -> TrainState:
-    params = models.family_of(config.model).init(
-        config.model, jax.random.key(config.seed)
-    )
+    params = config.initial(jax.random.key(config.seed))
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
@@ -176,9 +183,17 @@ def state_shardings(
         step=_rests(place, "params", ""),
         params=shardings_of(place, abstract.params),
         optimizer=jax.tree.map_with_path(
-            lambda path, own: _rests(place, "optimizer", own, leaf_name(path)), letters
+            lambda path, own: _state_rests(place, own, leaf_name(path)), letters
         ),
     )
+
+
+def _state_rests(place: Placement, letters: str, name: str) -> Any:
+    """Where an array of optimizer state rests, the host's memory included."""
+    found = _rests(place, "optimizer", letters, name)
+    if letters and away.is_away(place.layout):
+        return found.with_memory_kind(away.HOST)
+    return found
 
 
 def shardings_of(place: Placement, params: Any) -> Any:

@@ -21,7 +21,7 @@ from scaling_lab.layouts import (
     stages_of,
 )
 from scaling_lab.parallel.verbs import TokenLoss
-from scaling_lab.train import alternate
+from scaling_lab.train import alternate, away
 
 Array = jax.Array
 Metrics = Mapping[str, Any]
@@ -57,9 +57,8 @@ def make_train_step(
             if config.optimizer.clip is not None:
                 scale = jnp.minimum(1.0, config.optimizer.clip / (norm + 1e-6))
                 gradients = jax.tree.map(lambda g: g * scale, gradients)
-            updated = _update(place, optimizer, state, gradients)
-        sound = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
-        kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), updated, state)
+            sound = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
+            kept = _update(place, optimizer, state, gradients, sound)
         metrics |= {"gradient_norm": norm, "square_norms": norms}
         return dataclasses.replace(kept, step=state.step + 1), metrics
 
@@ -182,7 +181,9 @@ def _update(
     optimizer: optax.GradientTransformation,
     state: TrainState,
     gradients: Any,
+    sound: Array,
 ) -> TrainState:
+    """The state after an update; the same state unless the gradients are sound."""
     gradients = on_table(place, "optimizer", gradients)
     params = on_table(place, "optimizer", state.params)
     update: Any = optimizer.update
@@ -190,9 +191,20 @@ def _update(
         # Orthogonalisation and factored moments have no sharding-in-types rules.
         like = jax.tree.map(_sharding_of, (gradients, state.optimizer))
         update = jax.sharding.auto_axes(update, out_sharding=like)
-    updates, optimizer_state = update(gradients, state.optimizer, params)
-    params = optax.apply_updates(params, updates)
-    return TrainState(state.step, on_table(place, "params", params), optimizer_state)
+
+    def kept(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda new, old: jnp.where(sound, new, old), new, old)
+
+    if away.is_away(place.layout):
+        updates, moments = away.updated(
+            update, gradients, state.optimizer, params, sound
+        )
+    else:
+        updates, moments = update(gradients, state.optimizer, params)
+        moments = kept(moments, state.optimizer)
+    params = optimizers.applied(params, updates, state.step)
+    params = kept(on_table(place, "params", params), state.params)
+    return TrainState(state.step, params, moments)
 
 
 def _sharding_of(array: Array) -> Any:

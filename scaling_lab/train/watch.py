@@ -74,7 +74,8 @@ def _bad_verb(program: Program, params: Any, batch: Metrics) -> str | None:
     # One device, layers written out and nothing rematerialised, so that every verb
     # returns an array one can look at.
     watch = _Watch(dataclasses.replace(program.config.layout, mesh={}), unroll=True)
-    watch = dataclasses.replace(watch, compute=program.place.compute)
+    place = program.place
+    watch = dataclasses.replace(watch, compute=place.compute, low=place.low)
     try:
         host = jax.device_get((params, dict(batch)))
         token_loss(program.config, watch, *jax.tree.map(np.asarray, host))

@@ -1,0 +1,205 @@
+"""Moments kept in fewer bits: codes, who is narrowed, where they rest."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from contracts.training import Trained, close, run_of, same
+
+from scaling_lab import configure, cost, dims, layouts, optimizers
+from scaling_lab.checkpoint import Checkpoints
+from scaling_lab.cost.memory import memory
+from scaling_lab.cost.runs import points_of
+from scaling_lab.layouts import Layout
+from scaling_lab.optimizers import OptimizerConfig, moments
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+
+def spread(shape, seed=0):
+    """Numbers of many sizes, as moments are."""
+    random = np.random.default_rng(seed)
+    sizes = np.exp(random.normal(0, 2, shape))
+    return jnp.asarray(random.normal(size=shape) * sizes, jnp.float32)
+
+
+# --- Codes
+
+
+def test_first_moments_are_squares_of_codes():
+    moment = spread((4, 64, 6))
+    codes, scale = moments.encode(moment, 1, second=False)
+    assert codes.dtype == jnp.int8 and scale.shape == (4, 6)
+    np.testing.assert_array_equal(scale, jnp.abs(moment).max(1))
+    back = moments.decode(codes, scale, 1)
+    share = np.abs(moment) / scale[:, None]
+    # Half a code away from a root, the square is 2·root·half + half² away.
+    bound = (np.sqrt(share) / 127 + 0.25 / 127**2) * scale[:, None]
+    assert (np.abs(back - moment) <= bound * 1.001).all()
+    assert (np.sign(back) * np.sign(moment) >= 0).all()
+
+
+def test_second_moments_are_fourth_powers_and_never_become_zero():
+    moment = jnp.square(spread((4, 64, 6))).at[0, 0, 0].set(0.0).at[1, 0, 0].set(1e-20)
+    codes, scale = moments.encode(moment, 1, second=True)
+    assert codes.dtype == jnp.uint8 and codes.max() == 255
+    back = moments.decode(codes, scale, 1)
+    assert back[0, 0, 0] == 0 and ((back > 0) == (moment > 0)).all()
+    large = moment > 1e-4 * scale[:, None]
+    assert (np.abs(back / moment - 1)[large] < 0.09).all() and large.any()
+
+
+def test_rows_of_zeros():
+    codes, scale = moments.encode(jnp.zeros((3, 4)), 1, second=False)
+    assert (moments.decode(codes, scale, 1) == 0).all()
+
+
+def test_rows_run_along_what_layouts_seldom_divide():
+    found = {
+        x: optimizers.along(x) for x in ("LDNH", "LNHD", "LDF", "LEFD", "VD", "DV")
+    }
+    wanted = {"LDNH": "H", "LNHD": "H", "LDF": "F", "LEFD": "F", "VD": "D", "DV": "D"}
+    assert found == wanted
+
+
+# --- Who is narrowed
+
+NAMES = ("adamw", "lion", "muon")
+
+
+def params():
+    return {
+        "embed_VD": spread((32, 16)),
+        "final_norm_D": spread((16,), 1),
+        "layers": {
+            "norm_LD": spread((2, 16), 2),
+            "query_LDNH": spread((2, 16, 4, 8), 3),
+            "query_bias_LNH": spread((2, 4, 8), 4),
+        },
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+def test_matrices_are_narrowed_and_nothing_else(name, kind):
+    config = OptimizerConfig(name, moments=kind)
+    state = jax.eval_shape(optimizers.make(config, 10).init, params())
+    letters = optimizers.state_dims(state, params())
+    flat = jax.tree_util.tree_flatten_with_path(state)[0]
+    narrow = {"bfloat16": ("bfloat16",), "int8": ("int8", "uint8")}[kind]
+    for (path, leaf), own in zip(flat, jax.tree.leaves(letters), strict=True):
+        if not own:  # counters, and Muon's coefficients
+            assert leaf.size <= 3 and leaf.dtype not in narrow
+            continue
+        assert len(own) == leaf.ndim, path
+        matrix = optimizers.is_matrix(path[-1].key)
+        scale = "scales" in dims.keys(path)
+        assert (leaf.dtype in narrow) == (matrix and not scale), path
+        if scale:
+            assert len(own) == len(dims.letters(path[-1].key)) - 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("kind", "bound"), [("bfloat16", 0.01), ("int8", 0.12)])
+def test_ten_steps_end_near_those_of_float32(name, kind, bound):
+    def ended(kind):
+        optimizer = optimizers.make(OptimizerConfig(name, moments=kind, warmup=1), 10)
+
+        @jax.jit
+        def step(now, state, seed):
+            draw = jax.tree.map(
+                lambda a: jax.random.normal(seed, a.shape) * a, params()
+            )
+            updates, state = optimizer.update(draw, state, now)
+            return optax.apply_updates(now, updates), state
+
+        now, state = params(), optimizer.init(params())
+        for number in range(10):
+            now, state = step(now, state, jax.random.key(number))
+        return {p: a - dims.leaves(params())[p] for p, a in dims.leaves(now).items()}
+
+    exact = ended("float32")
+    found = ended(kind)
+    close(found, exact, bound if name != "lion" else 0.5)  # a sign turns with a code
+    assert any((found[path] != exact[path]).any() for path in found)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"moments": "int4"}, "unknown moments 'int4'; did you mean int8"),
+        ({"moments": "bf16"}, "unknown moments 'bf16'; did you mean bfloat16"),
+        ({"name": "adafactor", "moments": "int8"}, "use adamw, lion or muon"),
+    ],
+)
+def test_what_cannot_be_narrowed(fields, said):
+    with pytest.raises(ValueError, match=said):
+        optimizers.make(OptimizerConfig(**fields), 10)
+
+
+# --- In a run
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "layout"),
+    [
+        ("adamw", "int8", "data=2,fsdp=2,tensor=2+zero1"),
+        ("muon", "int8", "fsdp=4,tensor=2+sequence"),
+        pytest.param("lion", "int8", "zero2", marks=pytest.mark.slow),
+        pytest.param("adamw", "bfloat16", "fsdp=8", marks=pytest.mark.slow),
+        pytest.param("adamw", "int8", "stage=2,fsdp=4", marks=pytest.mark.slow),
+    ],
+)
+def test_every_layout_keeps_the_moments_of_one_device(
+    name, kind, layout, tiny, batches, alone
+):
+    """A code on the border of two may fall either way: rounding, magnified."""
+    own = OptimizerConfig(
+        name, moments=kind, learning_rate=1e-2, warmup=1, epsilon=1e-4, clip=None
+    )
+    key = (name, kind)
+    if key not in alone:
+        alone[key] = Trained(run_of(tiny("llama"), Layout({}), optimizer=own), batches)
+    found = Trained(run_of(tiny("llama"), layout, optimizer=own), batches)
+    same(found, alone[key], update=2e-2)
+    state = found.state.optimizer
+    narrow = [a for a in jax.tree.leaves(state) if a.dtype.itemsize < 4 and a.ndim]
+    assert narrow
+    spread = layouts.parse(layout, 8) if "=" in layout else None
+    if spread is not None:  # the largest is divided as its table says
+        most = max(narrow, key=lambda a: a.size)
+        shard = most.addressable_shards[0].data
+        assert shard.size < most.size
+
+
+def test_checkpoints_keep_narrow_moments(tmp_path, tiny, batches):
+    own = OptimizerConfig(moments="int8", warmup=1)
+    found = Trained(run_of(tiny("llama"), "fsdp=8", optimizer=own), batches[:1])
+    with Checkpoints(tmp_path, found.config) as kept:
+        kept.save(found.state)
+    with Checkpoints(tmp_path, found.config) as kept:
+        again = kept.restore(found.program)
+    for left, right in zip(
+        jax.tree.leaves(found.state), jax.tree.leaves(again), strict=True
+    ):
+        assert left.dtype == right.dtype and left.sharding == right.sharding
+        np.testing.assert_array_equal(left, right)
+
+
+def test_memory_counts_them():
+    held, told = {}, {}
+    for kind in moments.KINDS:
+        config = configure(
+            size="8b", target="h100:8x8", layout="fsdp=64", batch=64, moments=kind
+        )
+        held[kind] = float(memory(points_of([config])).optimizer_bytes[0])
+        told[kind] = cost.explain(config).bytes_by()["optimizer"]
+    for bytes_ in (held, told):
+        assert bytes_["bfloat16"] / bytes_["float32"] == pytest.approx(1 / 2, rel=0.01)
+        assert bytes_["int8"] / bytes_["float32"] == pytest.approx(1 / 4, rel=0.02)
