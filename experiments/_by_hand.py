@@ -51,6 +51,7 @@ class Turning(Placement):
         stored = f"{name.rpartition('/')[2]}_{terms[1]}"
         rests = self.layout.spec("grads", terms[1], stored)
         specs = tuple(partition(spec) for spec in (before, used, after))
+        assert self.mesh is not None
         of_gpu = next(iter(self.mesh.devices.flat)).platform in ("gpu", "cuda")
         ways = 1 if of_gpu else 2
         return collective_matmul.Turn(

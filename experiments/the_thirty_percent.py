@@ -24,12 +24,14 @@ after the other, up to the one that won.
 import argparse
 import dataclasses
 import json
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import scaling_lab as lab
 from experiments import _compiled as kept
 from experiments._sides import POINTS, Point, changes, layouts, naive, steps, tuned
+from scaling_lab import record
 from scaling_lab.cost.predict import predict
 from scaling_lab.cost.runs import points_of
 
@@ -68,7 +70,8 @@ def chosen(point: Point, goal: float, asked: Compiled) -> list[lab.RunConfig]:
 
     First each layout under its best policy, then the best one's other policies, then
     what `changes` says. Once a step takes no longer than `goal`, nothing more is
-    compiled; what is in the records counts.
+    compiled; what is in the records counts, though the prediction that chose it then
+    would order it otherwise now.
     """
     offered: list[lab.RunConfig] = []
     best: tuple[float, lab.RunConfig] | None = None
@@ -80,6 +83,8 @@ def chosen(point: Point, goal: float, asked: Compiled) -> list[lab.RunConfig]:
         if found and (best is None or found["step_seconds"] < best[0]):
             best = found["step_seconds"], config
 
+    for config in recorded(point):
+        offer(config)
     every = layouts(point)
     for policies in every:
         offer(policies[0])
@@ -92,6 +97,19 @@ def chosen(point: Point, goal: float, asked: Compiled) -> list[lab.RunConfig]:
         if best:
             offer(dataclasses.replace(best[1], **change))
     return offered
+
+
+def recorded(point: Point) -> list[lab.RunConfig]:
+    """What this experiment had compiled at a point."""
+    first = naive(point)
+    rows = record.latest(record.read(RESULTS)).values() if RESULTS.exists() else ()
+    every = [lab.RunConfig.from_json(row.asked["config"]) for row in rows]
+    return [
+        each
+        for each in every
+        if (each.model, each.target) == (first.model, first.target)
+        and (each.batch, each.length) == (first.batch, first.length)
+    ]
 
 
 def main() -> None:
@@ -161,7 +179,9 @@ def text(found: dict[str, dict[str, Any]]) -> str:
             continue
         misses = [side for side in ("naive", "tuned") if not row[f"{side}_met"]]
         short = f"   below its bar: {', '.join(misses)}" if misses else ""
-        ratios = f"naive={row['over_naive']:.2f}x tuned={row['over_tuned']:.2f}x"
+        ratios = " ".join(
+            f"{side}={_down(row[f'over_{side}']):.2f}x" for side in ("naive", "tuned")
+        )
         lines.append(f"{name} {ratios}{short}")
     for name, row in found.items():
         lines.append(f"\n{name}")
@@ -170,12 +190,17 @@ def text(found: dict[str, dict[str, Any]]) -> str:
                 lines.append(_line(side, row[side]))
         for part, each in row.get("ablation", {}).items():
             compiled = each["step_seconds"]
-            said = f"{compiled:8.4f} s" if compiled else "does not fit"
+            said = f"{compiled:8.4f} s" if compiled else "no step that fits,"
             lines.append(
                 f"    {part:18} {said} compiled, {each['predicted_seconds']:8.4f} s "
                 "predicted"
             )
     return "\n".join(lines)
+
+
+def _down(ratio: float) -> float:
+    """A ratio cut after two digits: what is below a bar does not read as on it."""
+    return math.floor(ratio * 100 + 1e-9) / 100
 
 
 def _line(side: str, row: dict[str, Any]) -> str:

@@ -128,11 +128,22 @@ def test_a_narrow_sight_is_predicted_to_be_quicker(call):
 # --- Models that see so
 
 
+#: Two kinds of layers, and a map over divided positions; the rest is slow.
+QUICK = {
+    ("window and global", "fsdp=4,tensor=2+sequence"),
+    ("blocks", "data=2,context=4+ring"),
+}
+
+
+def cases():
+    for kind in SIGHTS:
+        for layout in ("fsdp=4,tensor=2+sequence", "data=2,context=4+ring"):
+            slow = () if (kind, layout) in QUICK else (pytest.mark.slow,)
+            yield pytest.param(kind, layout, marks=slow, id=f"{kind}-{layout}")
+
+
 @pytest.mark.usefixtures("quick_compiles")
-@pytest.mark.parametrize("kind", SIGHTS)
-@pytest.mark.parametrize(
-    "layout", ["fsdp=4,tensor=2+sequence", "data=2,context=4+ring"]
-)
+@pytest.mark.parametrize(("kind", "layout"), list(cases()))
 def test_a_layout_trains_as_one_device(kind, layout, tiny, batches):
     model = models.seeing(tiny("llama"), SIGHTS[kind])
     wanted = Trained(run_of(model, Layout({})), batches)

@@ -35,9 +35,8 @@ def attend(
     """
     shards = jax.lax.axis_size(axis)
     k_BSKH, v_BSKU = (sent_heads(a, q_BTNH.shape[2], shards) for a in (k_BSKH, v_BSKU))
-    rows = (_of_heads(array, axis) for array in (q_BTNH, k_BSKH, v_BSKU))
-    out_BTNU = kernel(*rows, _of_rows(mask, axis))
-    out_BTNU = _apart(out_BTNU, shards)
+    q_BTNH, k_BSKH, v_BSKU = (_of_heads(a, axis) for a in (q_BTNH, k_BSKH, v_BSKU))
+    out_BTNU = _apart(kernel(q_BTNH, k_BSKH, v_BSKU, _of_rows(mask, axis)), shards)
     return jax.lax.all_to_all(out_BTNU, axis, split_axis=1, concat_axis=2, tiled=True)
 
 
