@@ -30,12 +30,17 @@ COLUMNS = (
 )
 
 
-def arguments(doc: str | None) -> argparse.Namespace:
+def parser(doc: str | None) -> argparse.ArgumentParser:
     """``--compile`` and ``--json``."""
-    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
-    parser.add_argument("--compile", action="store_true", help="what is not there")
-    parser.add_argument("--json", action="store_true")
-    return parser.parse_args()
+    made = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    made.add_argument("--compile", action="store_true", help="what is not there")
+    made.add_argument("--json", action="store_true")
+    return made
+
+
+def arguments(doc: str | None) -> argparse.Namespace:
+    """What `parser` reads."""
+    return parser(doc).parse_args()
 
 
 def records(

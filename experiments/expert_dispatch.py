@@ -12,7 +12,8 @@ Every expert has the same width, so what a token costs stays. Bytes and FLOPs ar
 compiled program's, of one device; what it sends is counted by the size of the results.
 Work is seconds over the sorted way's in the same run: eight devices share two cores,
 and XLA:CPU has no ragged exchange, so rows go in padded boxes. It is work, not
-throughput, and ranks nothing.
+throughput, and ranks nothing. The record in results/ has none: the machine was not
+quiet enough for ratios.
 """
 
 import argparse
@@ -30,6 +31,7 @@ SHARDS = 8
 CONFIGS = [
     lab.configure("mixtral", "toy", f"expert={SHARDS}", "cpu:8", batch=8, length=128)
 ]
+COUNTED = ("dense", "capacity")
 KINDS = ("sorted", "dense", "capacity", "ring_of_experts", "all_to_all")
 
 
@@ -74,7 +76,7 @@ def of(experts: int, repeats: int) -> list[dict[str, Any]]:
                 "experts": experts,
                 "mechanism": kind,
                 # Sorted rows are multiplied in loops as long as the data says.
-                "flops": column["flops"] if column["trip_counts_known"] else None,
+                "flops": column["flops"] if kind in COUNTED else None,
                 "temporary_bytes": column["temporary_bytes"],
                 "collective_bytes": sent,
                 "work_over_sorted": work[kind] / work[KINDS[0]],
@@ -138,11 +140,13 @@ def text(found: dict[str, Any]) -> str:
         f"{'sent':>10} {'work':>6}   ({found['label']})"
     ]
     for row in found["rows"]:
+        work = row["work_over_sorted"]
+        work = "-" if work is None else f"{work:.2f}"
         flops = "-" if row["flops"] is None else f"{row['flops'] / 1e6:.0f}"
         lines.append(
             f"{row['experts']:7} {row['mechanism']:16} {flops:>8} "
             f"{row['temporary_bytes'] / 2**20:8.2f} MiB "
-            f"{row['collective_bytes'] / 2**20:6.2f} MiB {row['work_over_sorted']:6.2f}"
+            f"{row['collective_bytes'] / 2**20:6.2f} MiB {work:>6}"
         )
     return "\n".join(lines)
 

@@ -41,14 +41,18 @@ LAYOUTS = [
     ("fsdp=4,tensor=2+sequence", "none", 4),
     ("data=2,context=4", "none", 1),
     ("fsdp=2,context=4+ring", "full", 1),
+    ("fsdp=2,context=4+ulysses", "none", 4),
     ("fsdp=2,context=2,tensor=2+sequence+ring", "none", 1),
     ("stage=2,fsdp=4", "full", 4),
     ("stage=2,data=2,tensor=2+sequence", "none", 4),
     ("stage=2,fsdp=2,context=2+ring", "full", 4),
     ("stage=2,fsdp=4+interleaved=2", "full", 4),
 ]
-#: Where layers are of one kind, and say nothing beside their result.
-ALTERNATING = [("stage=2,fsdp=4+1f1b", "full", 4)]
+#: Where most layers are of one kind.
+ALTERNATING = [
+    ("stage=2,fsdp=4+1f1b", "full", 4),
+    ("stage=2,fsdp=4+zero_bubble", "full", 4),
+]
 #: For those that have experts.
 OF_EXPERTS = [
     ("expert=8", "none", 1),
@@ -94,7 +98,9 @@ def config_of(family: str, layout: str, remat: str, parts: int) -> lab.RunConfig
 def cases() -> list[lab.RunConfig]:
     """All of them, layout by layout, so that what is there early is of every family."""
     found = [(family, *case) for case in LAYOUTS for family in DENSE + ROUTED]
-    found += [(family, *case) for case in ALTERNATING for family in DENSE[:-1]]
+    found += [
+        (family, *case) for case in ALTERNATING for family in (*DENSE[:-1], *ROUTED)
+    ]
     found += [(family, *case) for case in OF_EXPERTS for family in ROUTED]
     return [config_of(*case) for case in found]
 

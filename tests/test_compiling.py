@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from scaling_lab import cost
 from scaling_lab import record as record_room
 from scaling_lab.config import configure
 from scaling_lab.cost import calibrations
@@ -273,6 +274,42 @@ def test_other_tpus(target, layout, tmp_path):
     assert axes == {name for name, size in config.layout.mesh.items() if size > 1}
     if "*2" in target:
         assert found.compiled["links"] == {"data": "dcn", "fsdp": "ici"}
+
+
+QKV = "attention/query,attention/key,attention/value,attention/attend"
+
+
+@tpu
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("size", "target", "layout", "words"),
+    [
+        (
+            *("8b", "tpu-v5p:4x4x4", "fsdp=16,tensor=4+sequence"),
+            {"batch": 64, "length": 4096, "remat": f"save:{QKV}"},
+        ),
+        (
+            *("70b", "tpu-v5p:8x8x8", "fsdp=128,context=2,tensor=2+sequence"),
+            {"batch": 512, "length": 8192, "accumulate": 4},
+        ),
+    ],
+    ids=["8b on 64 chips", "70b on 512 chips"],
+)
+def test_steps_of_true_size(size, target, layout, words, tmp_path):
+    """All layers: they fit, as predicted, and nothing moves that nobody asked for."""
+    config = configure("llama", size, layout, target, **words)
+    found = compile_run(config, cache_dir=tmp_path)
+    assert found.status == "ok", found.reason
+    column = found.compiled
+    assert column["fits"] and column["trip_counts_known"]
+    assert column["unasked"] == []
+    moved = {axis for row in column["collectives"] for axis in row["axes"]}
+    assert moved == set(config.layout.mesh)
+    counted = cost.executed_per_token(config) * config.tokens_per_step
+    chips = config.layout.devices
+    assert column["flops"] * chips == pytest.approx(counted, rel=0.05)
+    needed = column["needed_bytes"]
+    assert found.predicted["hbm_bytes"] == pytest.approx(needed, rel=0.25)
 
 
 @gpu

@@ -76,7 +76,7 @@ def test_compiled_steps_of_public_tpu_runs_take_as_long_as_they_did():
 
 
 def test_stages_do_what_is_counted_and_zero_bubble_less():
-    """Of twelve compiled pipelines five give the costs of tasks, and the rest follow."""
+    """Five of twelve compiled pipelines give the costs of tasks; the rest follow."""
     table = load("pipeline_schedules")
     rows = table.small(record.latest(record.read(table.RESULTS)))
     assert len(rows) == 12
@@ -120,6 +120,26 @@ def test_a_small_run_of_the_last_config(name, tmp_path):
     assert row.status == "ok", row.reason
     assert row.compiled["peak_bytes"] > 0
     assert row.measured["loss"]["values"][-1] < row.measured["loss"]["values"][0]
+
+
+def test_every_case_that_was_trained_is_as_on_one_device():
+    table = load("layout_equivalence")
+    rows = list(table.kept().values())
+    assert {row["id"] for row in rows} <= {config.id for config in table.CONFIGS}
+    for row in rows:
+        assert row["status"] == "ok", row
+        assert all(row[name] <= bound for name, bound in table.BOUNDS.items()), row
+
+
+def test_mechanisms_move_what_their_layouts_imply():
+    """But for those that say why not; and no collective stands in a branch."""
+    table = load("mechanisms_compiled")
+    rows = table.answer(record.latest(record.read(table.RESULTS)))["rows"]
+    for row in rows:
+        if row["peak_bytes"] is not None:
+            assert row["status"] == "ok", row
+            assert bool(row["unasked"]) == bool(row["why"]), row
+            assert row["in_branches"] == [], row
 
 
 def test_verbs_add_no_operation_to_what_is_compiled():

@@ -52,9 +52,9 @@ class Moves:
         return self._constrain(array, self.layout.spec(kind, letters, name))
 
     def _rest(self, gradients: Mapping[str, Array]) -> dict[str, Array]:
-        """Stacked gradients, named without their L, where the `grads` table says."""
+        """Stacked gradients, named without their L, where they leave the layers."""
         return {
-            name: self.constrain(array, "grads", f"L{dims.letters(name)}", name)
+            name: self.constrain(array, self.gradients, f"L{dims.letters(name)}", name)
             for name, array in gradients.items()
         }
 

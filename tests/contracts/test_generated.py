@@ -1,0 +1,126 @@
+"""Layouts and shapes that nobody chose: what is legal trains, what is not says why."""
+
+import os
+
+import hypothesis
+import pytest
+from hypothesis import strategies as some
+
+from contracts import advice
+from contracts.training import Trained, run_of, same
+from scaling_lab.dims import AXES
+from scaling_lab.layouts import Layout, grammar
+from scaling_lab.parallel.verbs import Routing
+
+#: More of both, to look for what is not known yet.
+MORE = int(os.environ.get("SCALING_LAB_EXAMPLES", "1"))
+FAMILIES = ("llama", "gpt2", "gemma3", "mixtral")
+
+
+@some.composite
+def layout_texts(draw, devices=8, sizes=(1, 2, 3, 4, 8)):
+    """Axes of any sizes on so many devices, and any words after them."""
+    axes = draw(
+        some.lists(some.sampled_from(AXES), min_size=1, max_size=4, unique=True)
+    )
+    left, parts = devices, []
+    for axis in sorted(axes, key=AXES.index):
+        size = draw(some.sampled_from([n for n in sizes if n <= left]))
+        left //= size
+        parts.append(f"{axis}={size}")
+    words = draw(
+        some.lists(some.sampled_from(list(grammar.MODIFIERS)), max_size=3, unique=True)
+    )
+    said = [f"{word}=2" if word in grammar.COUNTED else word for word in words]
+    return "+".join([",".join(parts), *said])
+
+
+@some.composite
+def runs(draw):
+    """Anything that can be asked of a small model, most of which cannot be."""
+    heads = draw(some.sampled_from([2, 4, 6, 8]))
+    shape = {
+        "L": draw(some.integers(1, 6)),
+        "D": draw(some.sampled_from([24, 32, 48])),
+        "N": heads,
+        "K": draw(
+            some.sampled_from([n for n in range(1, heads + 1) if heads % n == 0])
+        ),
+        "F": draw(some.sampled_from([32, 36, 64])),
+        "V": draw(some.sampled_from([64, 96, 250])),
+        "E": draw(some.sampled_from([2, 4, 6, 8])),
+    }
+    asked = {
+        "layout": draw(layout_texts()),
+        "batch": draw(some.integers(1, 24)),
+        "length": draw(some.integers(4, 48)),
+        "accumulate": draw(some.sampled_from([1, 2, 3, 4])),
+        "axis_type": draw(some.sampled_from(["auto", "explicit"])),
+    }
+    return draw(some.sampled_from(FAMILIES)), shape, asked
+
+
+def model_of(tiny, family, shape):
+    changes = dict(shape)
+    if family == "mixtral":
+        changes["routing"] = Routing(2, balance=0.02)
+    else:
+        changes.pop("E")
+    if family == "gpt2":
+        changes["K"] = changes["N"]
+    return tiny(family, H=8, **changes)
+
+
+def profile(examples, **more):
+    return hypothesis.settings(
+        max_examples=examples * MORE,
+        derandomize=MORE == 1,
+        deadline=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+        **more,
+    )
+
+
+@hypothesis.given(runs())
+@profile(100)
+def test_whoever_follows_a_refusal_ends_in_a_run(tiny, drawn):
+    """Refused before anything is traced, with a nearest, and no refusal comes twice."""
+    family, shape, asked = drawn
+    model, heard = model_of(tiny, family, shape), []
+    while True:
+        try:
+            run_of(model, **asked)
+            return
+        except ValueError as refusal:
+            said = str(refusal)
+        assert said not in heard, said
+        assert len(heard) < 12, heard
+        heard.append(said)
+        asked = advice.followed(asked, said)
+
+
+@hypothesis.given(runs())
+@profile(4, phases=[hypothesis.Phase.generate])
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compiles")
+def test_what_is_legal_trains_as_one_device(tiny, packed, drawn):
+    family, shape, asked = drawn
+    model = model_of(tiny, family, shape)
+    for _ in range(12):
+        try:
+            config = run_of(model, **asked)
+            break
+        except ValueError as refusal:
+            asked = advice.followed(asked, str(refusal))
+    hypothesis.assume(config.layout.devices > 1)
+    hypothesis.note(asked)
+    batches = [
+        packed(asked["batch"], asked["length"], model.V, seed) for seed in range(3)
+    ]
+    alone = {name: asked[name] for name in ("batch", "length")}
+    bound = config.layout.mechanism("experts", "")
+    bind = {"experts": "capacity"} if bound == "capacity" else None
+    if family == "mixtral":  # whose losses are of a microbatch
+        alone["accumulate"] = asked["accumulate"]
+    alone = run_of(model, Layout({}, bind=bind), **alone)
+    same(Trained(config, batches), Trained(alone, batches))
