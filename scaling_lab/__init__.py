@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from scaling_lab.layouts import names as layout_names
     from scaling_lab.models import size as model
     from scaling_lab.plan import best_layouts as best_layouts
-    from scaling_lab.studies import fit as fit
     from scaling_lab.studies import frame as records
     from scaling_lab.studies import report as report
+    from scaling_lab.studies.fitting import fit as fit
     from scaling_lab.sweep import compile_run as compile_run
     from scaling_lab.sweep import compile_step as compile_step
     from scaling_lab.sweep import grid as grid
@@ -45,7 +45,7 @@ _DOOR = {
     "compile_step": ("sweep", "compile_step"),
     "configure": ("config", "configure"),
     "explain": ("cost", "explain"),
-    "fit": ("studies", "fit"),
+    "fit": ("studies.fitting", "fit"),
     "grid": ("sweep", "grid"),
     "layout_names": ("layouts", "names"),
     "model": ("models", "size"),

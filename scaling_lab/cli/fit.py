@@ -89,12 +89,12 @@ def fit(
         figure: Write the plots to this .svg file.
         report: Write the report with its plots to this .html file.
     """
-    from scaling_lab import studies
+    from scaling_lab.studies import fitting as room
 
     for path, ending in ((figure, ".svg"), (report, ".html")):
         if path is not None and path.suffix != ending:
             raise ValueError(f"{path}: plots are written as {ending}")
-    found = studies.fit(table, law, **vars(reading), **vars(fitting))
+    found = room.fit(table, law, **vars(reading), **vars(fitting))
     text = json_.dumps(found.to_json(), indent=1, allow_nan=False)
     if str(json) == "-":
         print(text)
