@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from optax import MaskedNode
 
 from scaling_lab import dims
 from scaling_lab.layouts import Layout
@@ -41,10 +42,13 @@ def updated(
     Returns:
       updates, and the state, away again.
     """
+    depths = _depths(params)
     found = [
         _of_layers(update, parts, depth, sound)
-        for depth in _depths(params)
-        for parts in [[_only(tree, depth) for tree in (gradients, state, params)]]
+        for depth in sorted(set(depths.values()))
+        for parts in [
+            [_only(tree, depths, depth) for tree in (gradients, state, params)]
+        ]
     ]
     updates, states = zip(*found, strict=True)
     return _merged(updates), _merged(states)
@@ -104,26 +108,29 @@ def _letters(path: Any) -> str | None:
     return dims.letters(name) if isinstance(name, str) and "_" in name else None
 
 
-def _depth(path: Any, leaf: Any) -> int | None:
-    letters = _letters(path)
-    if letters is None:
-        return None
-    return leaf.shape[0] if letters.startswith("L") else 0
+def _depths(params: Any) -> dict[str, int]:
+    """Of every parameter how many layers it is stacked of; 0 without a stack."""
+    return {
+        path: leaf.shape[0] * dims.letters(path.rpartition("/")[2]).startswith("L")
+        for path, leaf in dims.leaves(params).items()
+    }
 
 
-def _depths(params: Any) -> list[int]:
-    """How many layers there are stacks of; 0 for what is in none."""
-    flat = jax.tree_util.tree_flatten_with_path(params)[0]
-    return sorted({_depth(path, leaf) or 0 for path, leaf in flat})
-
-
-def _only(tree: Any, depth: int) -> Any:
+def _only(tree: Any, depths: dict[str, int], depth: int) -> Any:
     """The tree without what belongs to parameters of another depth."""
 
     def one(path: Any, leaf: Any) -> Any:
-        return leaf if _depth(path, leaf) in (None, depth) else None
+        keys = dims.keys(path)
+        ends = ("/".join(keys[i:]) for i in range(len(keys)))
+        own = next((depths[end] for end in ends if end in depths), depth)
+        return leaf if own == depth else None
 
-    return jax.tree.map_with_path(one, tree)
+    return jax.tree.map_with_path(one, tree, is_leaf=_is_masked)
+
+
+def _is_masked(node: Any) -> bool:
+    """Whether an optimizer of other parameters stands aside here: no array, no leaf."""
+    return isinstance(node, MaskedNode)
 
 
 def _split(state: Any) -> tuple[Any, Any]:
@@ -143,4 +150,4 @@ def _merged(trees: Any) -> Any:
     def first(*leaves: Any) -> Any:
         return next((leaf for leaf in leaves if leaf is not None), None)
 
-    return jax.tree.map(first, *trees, is_leaf=lambda leaf: leaf is None)
+    return jax.tree.map(first, *trees, is_leaf=lambda n: n is None or _is_masked(n))

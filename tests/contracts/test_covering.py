@@ -25,6 +25,9 @@ ROUGH = [case._replace(precision="bfloat16") for case in ROUGH]
 #: Of norms, relatively, where a token between two experts may turn to the other one;
 #: noise is what a gradient of nothing comes to.
 BOUNDS = {"loss": 1e-2, "gradient": 1e-1, "update": 2e-1, "noise": 1e-4}
+#: Where optimizer state waits between steps meets no other mechanism but the update,
+#: and that in `test_away`.
+ELSEWHERE = {"offload_optimizer"}
 #: Rows that failed once, whatever the others are by now.
 FOUND = [covering.Case("llama", "data=8+zero2", "full", axis_type="explicit")]
 
@@ -60,7 +63,7 @@ def test_every_word_of_the_grammar_is_in_a_row():
         for case in covering.read(ROWS.read_text("utf-8"))
         for word in case.layout.split("+")[1:]
     }
-    assert said == set(grammar.MODIFIERS)
+    assert said | ELSEWHERE == set(grammar.MODIFIERS)
 
 
 @pytest.fixture(scope="module")
