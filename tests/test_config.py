@@ -49,6 +49,8 @@ CHANGES = {
     "seed": 1,
     "remat": "full",
     "precision": "bfloat16",
+    "parameters": "bfloat16",
+    "reduce": "float32",
     "accumulate": 2,
     "stack": "scan",
     "axis_type": "explicit",

@@ -12,7 +12,7 @@ from scaling_lab import models, optimizers
 from scaling_lab.config import RunConfig, validate
 from scaling_lab.layouts import IllegalLayout, Layout, Placement, make_mesh, parse
 from scaling_lab.models.ops import swiglu
-from scaling_lab.parallel import experts
+from scaling_lab.parallel import context, experts
 from scaling_lab.parallel.experts import exchange
 from scaling_lab.parallel.verbs import Routing
 
@@ -56,10 +56,13 @@ def trained(layout, mechanism, routing, hot=(), **fields):
     """A layer's result, what it says, and gradients of both to everything."""
     place = placed(layout, mechanism, **fields)
     towards_BTD = jax.random.normal(jax.random.key(9), (B, T, D))
+    # As runs do: a divided row stands in zigzag order.
+    order_T = context.zigzag(T, place.layout.over(place.layout.spec("acts", "T")))
+    back_T = np.argsort(order_T)
 
     def total(h_BTD, router_DE, weights, bias_E):
         out_BTD, aux = place.experts(
-            h_BTD,
+            h_BTD[:, order_T],
             router_DE,
             weights,
             swiglu,
@@ -67,6 +70,7 @@ def trained(layout, mechanism, routing, hot=(), **fields):
             name="ffn/experts",
             bias_E=bias_E if routing.gate == "sigmoid" else None,
         )
+        out_BTD = out_BTD[:, back_T]
         made = jnp.sum(out_BTD.astype(jnp.float32) * towards_BTD)
         return made + aux["loss"], (out_BTD, aux)
 

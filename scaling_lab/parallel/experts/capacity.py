@@ -72,23 +72,14 @@ def _placed(work: Work) -> tuple[Array, Array, Array]:
     kept, places = _places(work)
     b, t, _ = work.h_BTD.shape
     choices = work.choice.expert_TC.shape[1]
-    length = work.tokens.length
     shape = (b, t, choices)
     expert_BTC = work.choice.expert_TC.reshape(shape)
     weight_BTC = work.choice.weight_TC.reshape(shape)
     experts_E = jnp.arange(work.experts)
     hit_BCTE = (expert_BTC[..., None] == experts_E[None, None, None]).swapaxes(1, 2)
-    count_BCE = jnp.sum(hit_BCTE, 2, dtype=jnp.int32)
-    before_BCE = jnp.zeros_like(count_BCE)
-    if length:  # own positions come after those of earlier shards
-        every_ZBCE = jax.lax.all_gather(count_BCE, length, axis=0)
-        earlier_Z = jnp.arange(every_ZBCE.shape[0]) < jax.lax.axis_index(length)
-        before_BCE = jnp.sum(
-            jnp.where(earlier_Z[:, None, None, None], every_ZBCE, 0), 0
-        )
-        count_BCE = jnp.sum(every_ZBCE, 0)
-    before_BCE = before_BCE + jnp.cumsum(count_BCE, 1) - count_BCE
-    rank_BCTE = jnp.cumsum(hit_BCTE, 2, dtype=jnp.int32) - 1 + before_BCE[:, :, None]
+    count_BCE, before_BCTE = _counted(hit_BCTE, work.tokens.length)
+    before_BCE = jnp.cumsum(count_BCE, 1) - count_BCE
+    rank_BCTE = before_BCTE + before_BCE[:, :, None]
     kept_BCTE = hit_BCTE & (rank_BCTE < kept)
     slot_BCTE = jnp.where(kept_BCTE, rank_BCTE, places)
     dropped = jnp.sum(hit_BCTE) - jnp.sum(kept_BCTE)
@@ -100,3 +91,29 @@ def _placed(work: Work) -> tuple[Array, Array, Array]:
         own_BT = weight_BTC[:, :, choice]
         weigh_BTEC = weigh_BTEC + one_BTEC * own_BT[:, :, None, None]
     return put_BTEC, weigh_BTEC, dropped.astype(jnp.float32)
+
+
+def _counted(hit_BCTE: Array, length: tuple[str, ...]) -> tuple[Array, Array]:
+    """How many rows each choice has for each expert, and of each row how many before it.
+
+    Before it in the row: where positions are divided they stand in zigzag order, so a
+    device holds a chunk from the front and the one as far from the back.
+    """
+    if not length:
+        own_BCTE = jnp.cumsum(hit_BCTE, 2, dtype=jnp.int32) - 1
+        return jnp.sum(hit_BCTE, 2, dtype=jnp.int32), own_BCTE
+    halves = jnp.split(hit_BCTE, 2, 2)
+    fronts_ZBCE, backs_ZBCE = (
+        jax.lax.all_gather(jnp.sum(half_BCTE, 2, dtype=jnp.int32), length, axis=0)
+        for half_BCTE in halves
+    )
+    every_ZBCE = jnp.concatenate([fronts_ZBCE, backs_ZBCE[::-1]])
+    before_ZBCE = jnp.cumsum(every_ZBCE, 0) - every_ZBCE
+    place = jax.lax.axis_index(length)
+    ranks = [
+        jnp.cumsum(half_BCTE, 2, dtype=jnp.int32) - 1 + before_ZBCE[z][:, :, None]
+        for half_BCTE, z in zip(
+            halves, (place, len(every_ZBCE) - 1 - place), strict=True
+        )
+    ]
+    return jnp.sum(every_ZBCE, 0), jnp.concatenate(ranks, 2)
