@@ -49,6 +49,7 @@ LAYOUTS = [
     ("stage=2,fsdp=4+interleaved=2", "full", 4),
 ]
 #: Where most layers are of one kind.
+ALIKE = ("llama", "gpt2", "qwen3", "mixtral", "qwen3_moe")
 ALTERNATING = [
     ("stage=2,fsdp=4+1f1b", "full", 4),
     ("stage=2,fsdp=4+zero_bubble", "full", 4),
@@ -98,9 +99,7 @@ def config_of(family: str, layout: str, remat: str, parts: int) -> lab.RunConfig
 def cases() -> list[lab.RunConfig]:
     """All of them, layout by layout, so that what is there early is of every family."""
     found = [(family, *case) for case in LAYOUTS for family in DENSE + ROUTED]
-    found += [
-        (family, *case) for case in ALTERNATING for family in (*DENSE[:-1], *ROUTED)
-    ]
+    found += [(family, *case) for case in ALTERNATING for family in ALIKE]
     found += [(family, *case) for case in OF_EXPERTS for family in ROUTED]
     return [config_of(*case) for case in found]
 

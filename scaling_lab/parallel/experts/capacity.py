@@ -94,7 +94,7 @@ def _placed(work: Work) -> tuple[Array, Array, Array]:
 
 
 def _counted(hit_BCTE: Array, length: tuple[str, ...]) -> tuple[Array, Array]:
-    """How many rows each choice has for each expert, and of each row how many before it.
+    """Rows that each choice has for each expert, and of each row how many before it.
 
     Before it in the row: where positions are divided they stand in zigzag order, so a
     device holds a chunk from the front and the one as far from the back.
