@@ -28,7 +28,7 @@ def test_flags_become_options():
         options("xla_a=1")
 
 
-@pytest.mark.parametrize("target", ["mi300x:1x8", "v100:1x16"])
+@pytest.mark.parametrize("target", ["mi300x:1x8", "v100:1x8"])
 def test_a_chip_without_a_compiler_says_so_and_what_is_left(target):
     with pytest.raises(
         NoCompiler, match=f"predictions work.*explain --target {target}"

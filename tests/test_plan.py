@@ -309,7 +309,8 @@ def test_state_moves_to_the_host_where_a_mesh_fits_no_other_way():
     found = plan.plan(asked, top=50)
     for choice in found.choices:
         assert choice.host
-        assert not choice.trained
+        # Stages divide layers, and state comes from the host layer by layer.
+        assert choice.trained == ("stage" not in choice.mesh)
         state = 8 * asked.shape.params / 8
         waits = 2 * state / asked.target.chip.host_bytes_per_second
         assert choice.seconds_by["optimizer"] > waits
