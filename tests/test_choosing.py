@@ -134,7 +134,7 @@ def test_a_cache_sees_what_a_row_does(model):
     [
         ("llama", "fsdp=4,tensor=2+sequence", 1),
         ("llama", "tensor=8", 1),
-        pytest.param("llama", "stage=2,fsdp=4", 4, marks=pytest.mark.slow),
+        pytest.param("llama", "stage=2,fsdp=4", 2, marks=pytest.mark.slow),
         pytest.param("qwen3_moe", "expert=2,fsdp=4", 1, marks=pytest.mark.slow),
     ],
 )
