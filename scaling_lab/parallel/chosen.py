@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from scaling_lab.parallel import flash
 from scaling_lab.parallel.attention import HIDDEN, RESIDUAL, dense
+from scaling_lab.parallel.equations import wide_product
 from scaling_lab.parallel.masks import Mask
 
 Array = jax.Array
@@ -48,7 +49,7 @@ def _forward(q_BTNH, k_BSKH, v_BSKU, mask):
         log_sum_XBKGT = jax.nn.logsumexp(scores_XBKGTS, -1)
         share_XBKGTS = jnp.exp(scores_XBKGTS - log_sum_XBKGT[..., None])
         narrow_XBKGTS = share_XBKGTS.astype(v_XBKSU.dtype)
-        out_XBKGTU = _product("XBKGTS,XBKSU->XBKGTU", narrow_XBKGTS, v_XBKSU)
+        out_XBKGTU = wide_product("XBKGTS,XBKSU->XBKGTU", narrow_XBKGTS, v_XBKSU)
         return None, (out_XBKGTU.astype(q_BTNH.dtype), log_sum_XBKGT)
 
     _, (out, log_sum) = jax.lax.scan(see, None, queries)
@@ -72,12 +73,12 @@ def _backward(residuals, d_BTNU):
         scores_XBKGTS, (k_XBKSH, v_XBKSU) = _scores(part, keys)
         share_XBKGTS = jnp.exp(scores_XBKGTS - part["log_sum"][..., None])
         narrow_XBKGTS = share_XBKGTS.astype(v_XBKSU.dtype)
-        dv_XBKSU = _product("XBKGTS,XBKGTU->XBKSU", narrow_XBKGTS, part["d"])
-        d_XBKGTS = _product("XBKGTU,XBKSU->XBKGTS", part["d"], v_XBKSU)
+        dv_XBKSU = wide_product("XBKGTS,XBKGTU->XBKSU", narrow_XBKGTS, part["d"])
+        d_XBKGTS = wide_product("XBKGTU,XBKSU->XBKGTS", part["d"], v_XBKSU)
         d_XBKGTS = share_XBKGTS * (d_XBKGTS - part["delta"][..., None])
         d_XBKGTS = d_XBKGTS.astype(q_BTNH.dtype)
-        dq_XBKGTH = _product("XBKGTS,XBKSH->XBKGTH", d_XBKGTS, k_XBKSH)
-        dk_XBKSH = _product("XBKGTS,XBKGTH->XBKSH", d_XBKGTS, part["q"])
+        dq_XBKGTH = wide_product("XBKGTS,XBKSH->XBKGTH", d_XBKGTS, k_XBKSH)
+        dk_XBKSH = wide_product("XBKGTS,XBKGTH->XBKSH", d_XBKGTS, part["q"])
         dk, dv = (
             _returned(blocks, new, part["picks"])
             for blocks, new in zip(found, (dk_XBKSH, dv_XBKSU), strict=True)
@@ -145,7 +146,7 @@ def _scores(part: Any, keys: Any) -> tuple[Array, tuple[Array, Array]]:
     """Scores of a part's queries with the keys they picked; those keys and values."""
     picks_XBKC = part["picks"]
     k_XBKSH, v_XBKSU = (_gathered(keys[x], picks_XBKC) for x in "kv")
-    scores_XBKGTS = _product("XBKGTH,XBKSH->XBKGTS", part["q"], k_XBKSH)
+    scores_XBKGTS = wide_product("XBKGTH,XBKSH->XBKGTS", part["q"], k_XBKSH)
     there_XBKS = jnp.repeat(picks_XBKC >= 0, keys["k"].shape[3], axis=-1)
     seen_XBKTS = there_XBKS[:, :, :, None] & (
         part["at"] >= _of_picked(keys["at"], picks_XBKC)
@@ -183,14 +184,3 @@ def _returned(blocks_BKSIH: Array, new_XBKSH: Array, picks_XBKC: Array) -> Array
     new = rearrange(new_XBKSH, "x b k (c i) h -> b k (x c) i h", c=count)
     add = jax.vmap(jax.vmap(lambda blocks, index, own: blocks.at[index].add(own)))
     return add(blocks_BKSIH, _index(picks_XBKC), new)
-
-
-def _product(equation: str, left: Array, right: Array) -> Array:
-    exact = left.dtype == jnp.float32
-    return jnp.einsum(
-        equation,
-        left,
-        right,
-        precision=jax.lax.Precision.HIGHEST if exact else None,
-        preferred_element_type=jnp.float32,
-    )

@@ -15,6 +15,7 @@ from einops import rearrange
 
 from scaling_lab.parallel import flash
 from scaling_lab.parallel.attention import HIDDEN
+from scaling_lab.parallel.equations import wide_product
 from scaling_lab.parallel.masks import Mask
 
 Array = jax.Array
@@ -58,7 +59,7 @@ def forward(
         share_BKGTS = jnp.where(seen_B11TS, share_BKGTS, 0.0)
         shrink_BKGT = jnp.exp(peak_BKGT - higher_BKGT)
         narrow_BKGTS = share_BKGTS.astype(keys["v"].dtype)
-        own_BKGTU = _product("BKGTS,BKSU->BKGTU", narrow_BKGTS, keys["v"])
+        own_BKGTU = wide_product("BKGTS,BKSU->BKGTU", narrow_BKGTS, keys["v"])
         sum_BKGT = sum_BKGT * shrink_BKGT + share_BKGTS.sum(-1)
         return higher_BKGT, sum_BKGT, out_BKGTU * shrink_BKGT[..., None] + own_BKGTU
 
@@ -110,12 +111,12 @@ def backward(
         share_BKGTS = jnp.exp(scores_BKGTS - queries["log_sum"][..., None])
         share_BKGTS = jnp.where(cut.visible(queries, keys), share_BKGTS, 0.0)
         narrow_BKGTS = share_BKGTS.astype(v_BSKU.dtype)
-        dv += _product("BKGTS,BKGTU->BKSU", narrow_BKGTS, queries["d"])
-        d_BKGTS = _product("BKGTU,BKSU->BKGTS", queries["d"], keys["v"])
+        dv += wide_product("BKGTS,BKGTU->BKSU", narrow_BKGTS, queries["d"])
+        d_BKGTS = wide_product("BKGTU,BKSU->BKGTS", queries["d"], keys["v"])
         d_BKGTS = share_BKGTS * (d_BKGTS - queries["delta"][..., None])
         d_BKGTS = d_BKGTS.astype(q_BTNH.dtype)
-        dq += _product("BKGTS,BKSH->BKGTH", d_BKGTS, keys["k"])
-        dk += _product("BKGTS,BKGTH->BKSH", d_BKGTS, queries["q"])
+        dq += wide_product("BKGTS,BKSH->BKGTH", d_BKGTS, keys["k"])
+        dk += wide_product("BKGTS,BKGTH->BKSH", d_BKGTS, queries["q"])
         return dq, dk, dv
 
     def row(carry: Any, block: Any) -> Any:
@@ -150,18 +151,7 @@ def attend(q_BTNH: Array, k_BSKH: Array, v_BSKU: Array, mask: Mask) -> Array:
 
 
 def _scores(q_BKGTH: Array, k_BKSH: Array) -> Array:
-    return _product("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH)
-
-
-def _product(equation: str, left: Array, right: Array) -> Array:
-    exact = left.dtype == jnp.float32
-    return jnp.einsum(
-        equation,
-        left,
-        right,
-        precision=jax.lax.Precision.HIGHEST if exact else None,
-        preferred_element_type=jnp.float32,
-    )
+    return wide_product("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH)
 
 
 def _cut(q_BTNH: Array, k_BSKH: Array, v_BSKU: Array, mask: Mask) -> _Cut:

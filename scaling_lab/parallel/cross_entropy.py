@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from scaling_lab.parallel import equations
+from scaling_lab.parallel.equations import wide_product
 from scaling_lab.parallel.verbs import TokenLoss
 
 Array = jax.Array
@@ -180,7 +181,7 @@ def _gradients(plan: Any, residuals: Any, cotangent: Any) -> tuple[Array, Array]
         d_BTv = share_BTv * (d_nll_BT + d_z_BT)[..., None]
         d_BTv -= jnp.where(hit_BTv, d_nll_BT[..., None], 0.0)
         d_BTv = d_BTv.astype(hidden_BTD.dtype)
-        dhidden_BTD += _wide("BTV,DV->BTD", d_BTv, part.head_Dv)
+        dhidden_BTD += wide_product("BTV,DV->BTD", d_BTv, part.head_Dv)
         own_Dv = equations.contract(
             "BTD,BTV->DV", (hidden_BTD, d_BTv), dtype=shards.dtype
         )
@@ -225,19 +226,8 @@ def _part(head_DV: Array, start: Array, done: Array, chunk: int) -> _Part:
 
 
 def _logits(hidden_BTD: Array, part: _Part) -> Array:
-    logits_BTv = _wide("BTD,DV->BTV", hidden_BTD, part.head_Dv)
+    logits_BTv = wide_product("BTD,DV->BTV", hidden_BTD, part.head_Dv)
     return jnp.where(part.new_v[None, None], logits_BTv, -jnp.inf)
-
-
-def _wide(equation: str, left: Array, right: Array) -> Array:
-    exact = left.dtype == jnp.float32
-    return jnp.einsum(
-        equation,
-        left,
-        right,
-        precision=jax.lax.Precision.HIGHEST if exact else None,
-        preferred_element_type=jnp.float32,
-    )
 
 
 def _hit(targets_BT: Array, part: _Part, first: Any) -> Array:

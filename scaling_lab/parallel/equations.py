@@ -191,3 +191,15 @@ def _multiply(
         product = aligned if product is None else product * aligned
     assert product is not None
     return product
+
+
+def wide_product(equation: str, left: Array, right: Array) -> Array:
+    """A product with float32 sums; of float32 arrays no digit is given up."""
+    exact = left.dtype == jnp.float32
+    return jnp.einsum(
+        equation,
+        left,
+        right,
+        precision=jax.lax.Precision.HIGHEST if exact else None,
+        preferred_element_type=jnp.float32,
+    )
