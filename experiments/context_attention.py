@@ -53,7 +53,7 @@ CONFIGS = [*SIMULATED, *COMPILED]
 
 
 def main() -> None:
-    import jax
+    from scaling_lab.compile import cpu
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096, 8192])
@@ -66,8 +66,7 @@ def main() -> None:
     if given.compiled or given.compile:
         _compiled.say(compiled(given.compile), compiled_text, given.json)
         return
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", SHARDS)
+    cpu.simulate(SHARDS)
     found = {"rows": [row for n in given.lengths for row in rows(n, given.repeats)]}
     if given.keep:
         RESULTS.write_text(json.dumps(found, indent=1) + "\n")

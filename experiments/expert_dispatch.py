@@ -36,7 +36,7 @@ KINDS = ("sorted", "dense", "capacity", "ring_of_experts", "all_to_all")
 
 
 def main() -> None:
-    import jax
+    from scaling_lab.compile import cpu
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--experts", type=int, nargs="+", default=[8, 16, 32, 64])
@@ -44,8 +44,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--keep", action="store_true", help="write it to results/")
     given = parser.parse_args()
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", SHARDS)
+    cpu.simulate(SHARDS)
     rows = [row for count in given.experts for row in of(count, given.repeats)]
     found = {"label": "work, not throughput", "rows": rows}
     if given.keep:

@@ -134,8 +134,9 @@ def compared(config: lab.RunConfig) -> dict[str, Any]:
     """One case beside one device: the largest relative differences, or what failed."""
     import jax
 
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", 8)
+    from scaling_lab.compile import cpu
+
+    cpu.simulate(8)
     jax.config.update("jax_disable_most_optimizations", True)
     row: dict[str, Any] = {
         "id": config.id,

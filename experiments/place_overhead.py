@@ -35,13 +35,12 @@ WEIGHTS = (
 
 
 def main() -> None:
-    import jax
+    from scaling_lab.compile import cpu
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", 8)
+    cpu.simulate(8)
     found = answer(CONFIGS[0])
     print(json.dumps(found, indent=1) if given.json else text(found))
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from scaling_lab import cli, models
+from scaling_lab.compile import cpu
 
-jax.config.update("jax_num_cpu_devices", 8)
+cpu.simulate(8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 #: Divisible by eight devices wherever a layout divides, and nothing more.

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -388,9 +389,11 @@ def test_train_prints_its_sample_and_its_files(call, tmp_path, quick_compiles):
 def test_a_target_sets_the_devices(monkeypatch):
     asked_of_jax = {}
     monkeypatch.setattr("jax.config.update", asked_of_jax.__setitem__)
+    monkeypatch.delenv("NPROC")
     assert cli_train.start_jax("local") == 8 and asked_of_jax == {}
     cli_train.start_jax("cpu:3")
     assert asked_of_jax == {"jax_platforms": "cpu", "jax_num_cpu_devices": 3}
+    assert int(os.environ["NPROC"]) > 3
 
 
 @pytest.mark.slow

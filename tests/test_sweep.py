@@ -305,6 +305,7 @@ def test_a_process_gets_its_devices_flags_and_cache(words, tmp_path, monkeypatch
     env = worker.environment_for(config, tmp_path)
     assert env["JAX_PLATFORMS"] == "cpu"
     assert env["JAX_NUM_CPU_DEVICES"] == "8"
+    assert int(env["NPROC"]) > 8  # a thread for every collective that is begun
     assert env["XLA_FLAGS"] == "--of_the_shell=1 --of_the_run=2"
     assert env["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "compiled")
 

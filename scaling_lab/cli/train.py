@@ -67,6 +67,7 @@ def start_jax(target: str, xla_flags: str = "") -> int:
     """Starts JAX for a target in this process; returns how many devices there are."""
     import jax
 
+    from scaling_lab.compile import cpu
     from scaling_lab.hardware import parse_target
     from scaling_lab.sweep.provenance import flags_in_force
 
@@ -75,8 +76,7 @@ def start_jax(target: str, xla_flags: str = "") -> int:
 
     parsed = parse_target(target)
     if parsed.chip is not None and parsed.chip.name == "cpu":
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", parsed.devices)
+        cpu.simulate(parsed.devices)
     return jax.device_count()
 
 

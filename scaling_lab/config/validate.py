@@ -184,7 +184,10 @@ def _check_away(config: RunConfig) -> None:
         return
     why = ""
     if stages_of(layout) > 1:
-        why = "state comes layer by layer, and stages divide layers; leave stage out"
+        why = (
+            "state comes layer by layer, and stages divide layers; leave "
+            "+offload_optimizer out, or the axis stage"
+        )
     elif config.axis_type == "explicit":
         why = "the compiler moves what comes, not explicit axes; use --axis-type auto"
     elif name == "adafactor":

@@ -11,6 +11,7 @@ from conftest import packed_batch, tiny_model
 
 from contracts.covering import BATCH, Case
 from contracts.training import Trained, same
+from scaling_lab.compile import cpu
 
 CASES = [
     Case("llama", "stage=2,fsdp=2,context=2,tensor=2+sequence+ring", "full"),
@@ -21,7 +22,7 @@ CASES = [
 
 
 def main():
-    jax.config.update("jax_num_cpu_devices", 16)
+    cpu.simulate(16)
     jax.config.update("jax_disable_most_optimizations", True)
     batches = [packed_batch(BATCH, seed=seed) for seed in range(3)]
     measures = {}

@@ -28,15 +28,6 @@ BOUNDS = {"loss": 1e-2, "gradient": 1e-1, "update": 2e-1, "noise": 1e-4}
 #: Where optimizer state waits between steps meets no other mechanism but the update,
 #: and that in `test_away`.
 ELSEWHERE = {"offload_optimizer"}
-#: Devices of XLA:CPU (jax 0.10) take independent collectives in different orders, and
-#: here wait for each other until they are aborted: forward and backward of one tick
-#: depend on each other in nothing, and each exchanges rows.
-STUCK = covering.Case(
-    "mixtral",
-    "stage=2,expert=2,tensor=2+sequence+all_to_all+1f1b",
-    "offload:attention/query",
-    accumulate=4,
-)
 #: Rows that failed once, whatever the others are by now.
 FOUND = [covering.Case("llama", "data=8+zero2", "full", axis_type="explicit")]
 
@@ -94,8 +85,6 @@ def alone(tiny, batches):
 )
 @pytest.mark.usefixtures("quick_compiles")
 def test_a_row_trains_as_one_device(case, tiny, batches, alone):
-    if case == STUCK:
-        pytest.skip("its collectives wait for each other on XLA:CPU")
     found = Trained(case.config(tiny), batches)
     bounds = BOUNDS if case in ROUGH else {}
     same(found, alone(case.alone(tiny)), **bounds)
