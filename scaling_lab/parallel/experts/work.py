@@ -63,7 +63,7 @@ class Work(NamedTuple):
         return routes.most(self.routing, tokens, held, self.experts, self.everybody)
 
     def through(self, rows_CD: Array, size_E: Array, tokens: int) -> Array:
-        """Rows of so many tokens through the experts held, whose order they stand in."""
+        """Rows of so many tokens, in the order of the experts held, through these."""
         mean = tokens * self.routing.top_k * len(size_E) // self.experts
         groups = Groups(rows_CD, size_E, mean)
         return self.grouped(self.expert, groups, self.weights, self.name)
