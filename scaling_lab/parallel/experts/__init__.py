@@ -13,7 +13,7 @@ from scaling_lab.parallel.experts.spread import (
     Places,
     run,
 )
-from scaling_lab.parallel.experts.tiled import tiled
+from scaling_lab.parallel.experts.tiles import tiled
 
 __all__ = [
     "APART",

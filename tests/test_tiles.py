@@ -16,7 +16,7 @@ from test_experts import EXPERTS, GROUPED, TOKENS, E, close, trained
 from scaling_lab import compile as compiler
 from scaling_lab.models.ops import swiglu
 from scaling_lab.parallel import experts
-from scaling_lab.parallel.experts import products, tiled
+from scaling_lab.parallel.experts import products, tiles
 from scaling_lab.train import program
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -133,9 +133,9 @@ def test_tiles_are_made_where_rows_stand(rows, room, held, hot):
     size_E = random.multinomial(rows, np.ones(held) / held)
     if hot:
         size_E = np.eye(held, dtype=int)[-1] * rows
-    visits = tiled._visits(jnp.asarray(size_E), room, tiled.ROWS)
+    visits = tiles._visits(jnp.asarray(size_E), room, tiles.ROWS)
     made = np.asarray(visits.high_M > visits.low_M)
     assert np.sum(np.asarray(visits.high_M - visits.low_M)[made]) == rows
-    assert made.sum() * tiled.ROWS <= rows + held * tiled.ROWS
-    place_M, e_M = np.asarray(visits.first_M) // tiled.ROWS, np.asarray(visits.expert_M)
+    assert made.sum() * tiles.ROWS <= rows + held * tiles.ROWS
+    place_M, e_M = np.asarray(visits.first_M) // tiles.ROWS, np.asarray(visits.expert_M)
     assert len(set(zip(place_M[made], e_M[made], strict=True))) == made.sum()
