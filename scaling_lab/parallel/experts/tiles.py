@@ -105,7 +105,7 @@ def _visits(size_E: Array, rows: int, block: int) -> _Visits:
     count_E = jnp.where(size_E > 0, -(-end_E // block) - first_E, 0)
     past_E = jnp.cumsum(count_E)
     number_M = jnp.arange(-(-most // TOGETHER) * TOGETHER)
-    found_M = jnp.searchsorted(past_E, number_M, side="right")
+    found_M = jnp.sum(number_M[:, None] >= past_E[None], 1)
     expert_M = jnp.minimum(found_M, experts - 1)
     tile_M = (first_E - past_E + count_E)[expert_M] + number_M
     first_M = tile_M * block
