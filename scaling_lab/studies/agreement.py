@@ -130,10 +130,13 @@ def _number(run: RunRecord, path: str) -> float | None:
 
 def _sum(entries: Sequence[Any], name: str) -> float | None:
     """A sum of which no summand is unknown."""
-    parts = [each.get(name) for each in entries if isinstance(each, Mapping)]
-    if len(parts) < len(entries) or not all(isinstance(x, (int, float)) for x in parts):
-        return None
-    return float(sum(parts))
+    total = 0.0
+    for each in entries:
+        part = each.get(name) if isinstance(each, Mapping) else None
+        if isinstance(part, bool) or not isinstance(part, (int, float)):
+            return None
+        total += part
+    return total
 
 
 def _panel(

@@ -17,9 +17,9 @@ from scaling_lab.studies.agreement import agreement
 from scaling_lab.studies.facts import labels, varying
 from scaling_lab.studies.figures import Numbering
 from scaling_lab.studies.frontier import loss_by_compute
-from scaling_lab.studies.markup import Markup, anchor, clean, tag
+from scaling_lab.studies.markup import Markup, anchor, clean, join, tag
 from scaling_lab.studies.plain import rows_of
-from scaling_lab.studies.plots import Slots
+from scaling_lab.studies.plots import Slots, layout_slots
 from scaling_lab.studies.rows import dig
 from scaling_lab.studies.units import count
 
@@ -34,7 +34,7 @@ _AGREEMENT = (
     "gives none. What simulated devices measured is left out of seconds."
 )
 _LOSS = (
-    "Each dot is a run's {loss} at its training compute, 6 N D{curves}. {words} The fit "
+    "Each dot is a run's {loss} at its training compute, 6 N D{curves}. {words} A fit "
     "is to all runs of the page, whatever the filters show. Do not conclude from one "
     "seed that a point lies below another."
 )
@@ -48,9 +48,12 @@ def explore(
     rows = rows_of(frame)
     names = labels(frame, varying(frame))
     facets = [_facets(row, run) for row, run in zip(rows, runs, strict=True)]
+    # Colours are the layouts' everywhere; where there is but one, they are free.
+    coloured = "layout" if len(set(slots)) > 1 else "model"
+    hues = _hues(facets, coloured, rows, slots)
 
     def point(place: int) -> dict[str, Any]:
-        hue = slots.get(rows[place]["layout"] or "", "layout-8")
+        hue = hues[facets[place][coloured]]
         told = {"run": anchor(runs[place].id), "label": names[place], "hue": hue}
         return {**told, "ok": rows[place]["status"] == "ok"}
 
@@ -58,13 +61,11 @@ def explore(
     losses = loss_by_compute(frame, runs, point)
     shown = {anchor(run.id): each for run, each in zip(runs, facets, strict=True)}
     data = {"runs": shown, "agreement": levels, "loss": losses}
-    return tag(
-        "section",
-        _filters(facets, rows, slots),
+    return join(
+        _filters(facets, coloured, hues),
         _agreement(levels, numbering) if levels else None,
         _loss(losses, numbering) if losses else None,
         tag("script", _block(data), type="application/json", id="page-data"),
-        class_="explore",
     )
 
 
@@ -79,8 +80,23 @@ def _facets(row: Mapping[str, Any], run: RunRecord) -> dict[str, str]:
     return {name: clean(str(text or "not said")) for name, text in found.items()}
 
 
+def _hues(
+    facets: Sequence[Mapping[str, str]],
+    coloured: str,
+    rows: Sequence[Mapping[str, Any]],
+    slots: Slots,
+) -> dict[str, str]:
+    """The colour class of every value of the facet that dots are coloured by."""
+    if coloured == "layout":
+        return {
+            each["layout"]: slots.get(row["layout"] or "", "")
+            for each, row in zip(facets, rows, strict=True)
+        }
+    return layout_slots(pd.DataFrame({"layout": [each[coloured] for each in facets]}))
+
+
 def _filters(
-    facets: Sequence[Mapping[str, str]], rows: Sequence[Mapping[str, Any]], slots: Slots
+    facets: Sequence[Mapping[str, str]], coloured: str, hues: Mapping[str, str]
 ) -> Markup:
     """A menu for each facet; the script shows them, since it alone makes them act."""
     menus = []
@@ -88,12 +104,9 @@ def _filters(
         counts: dict[str, int] = {}
         for each in facets:
             counts[each[facet]] = counts.get(each[facet], 0) + 1
-        swatches = {
-            each["layout"]: slots.get(row["layout"] or "", "")
-            for each, row in zip(facets, rows, strict=True)
-        }
+        swatches = hues if facet == coloured else {}
         options = [
-            _option(facet, place, value, many, swatches.get(value, ""))
+            _option(facet, place, value, many, swatches.get(value))
             for place, (value, many) in enumerate(counts.items())
         ]
         summary = tag(
@@ -114,7 +127,7 @@ def _filters(
     return tag("form", *menus, told, clear, class_="filters", hidden=True)
 
 
-def _option(facet: str, place: int, value: str, many: int, swatch: str) -> Markup:
+def _option(facet: str, place: int, value: str, many: int, hue: str | None) -> Markup:
     box = tag(
         "input",
         type="checkbox",
@@ -122,7 +135,7 @@ def _option(facet: str, place: int, value: str, many: int, swatch: str) -> Marku
         value=value,
         autocomplete="off",
     )
-    mark = tag("i", class_=f"swatch {swatch}") if facet == "layout" else None
+    mark = None if hue is None else tag("i", class_=f"swatch {hue}")
     return tag("label", box, mark, value, " ", tag("small", str(many)))
 
 

@@ -124,16 +124,23 @@ def _isoflop(table: pd.DataFrame, which: str) -> dict[str, Any]:
         for each in inside
     ]
     said = found.parameters
-    lead = f"Rings: the lowest point of each budget's parabola; N* grows as C^{said['a']:.2f}. "
+    lead = (
+        "Rings: the lowest point of each budget's parabola; "
+        f"N* grows as C^{said['a']:.2f}. "
+    )
     if "frontier_E" not in said:
-        words = f"{lead}A frontier needs four budgets with an optimum inside; {len(inside)} have one."
+        words = (
+            f"{lead}A frontier needs four budgets with an optimum inside; "
+            f"{len(inside)} have one."
+        )
         return {"frontier": [], "optima": optima, "words": words}
     floor, scale, power = (said[f"frontier_{name}"] for name in ("E", "k", "a"))
     line = [
         {"x": c, "y": floor + scale * c**-power}
         for c in _between([each.flops for each in inside])
     ]
-    words = f"{lead}Line: {floor:.3g} + {scale:.3g} C^-{power:.3g}, fitted to them; {which}."
+    law = f"{floor:.3g} + {scale:.3g} C^-{power:.3g}"
+    words = f"{lead}Line: {law}, fitted to them ({which})."
     return {"frontier": line, "optima": optima, "words": words}
 
 
