@@ -37,7 +37,7 @@ def document(title: str, main: Markup, follow: bool = False) -> str:
         ),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         # A browser asks a server for an icon unless it is given one.
-        tag("link", rel="icon", href="data:,"),
+        tag("link", rel="icon", href="data:,") if follow else None,
         tag("title", title),
         tag("style", Markup(style)),
     )
@@ -57,9 +57,9 @@ def policy(scripts: Sequence[str], follow: bool) -> str:
     allowed to make code out of text.
     """
     digests = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
-    asks = "connect-src 'self'; " if follow else ""
+    asks = "connect-src 'self'; img-src data:; " if follow else ""
     return (
-        f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; {asks}"
+        f"default-src 'none'; style-src 'unsafe-inline'; {asks}"
         f"script-src {digests}; base-uri 'none'; form-action 'none'"
     )
 

@@ -71,7 +71,8 @@ def explore(
 
 def _facets(row: Mapping[str, Any], run: RunRecord) -> dict[str, str]:
     """A run's model, chip and layout in the words of its filter."""
-    size = row["size"] or (f"{count(row['params'])}" if row["params"] else None)
+    size = row["size"] if row["size"] != row["family"] else None
+    size = size or (count(row["params"]) if row["params"] else None)
     model = " ".join(str(each) for each in (row["family"], size) if each)
     chip = str(row["target"] or "").partition(":")[0]
     if chip in ("", "local"):

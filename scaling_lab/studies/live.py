@@ -140,8 +140,6 @@ class _V6(_Server):
 class _Handler(BaseHTTPRequestHandler):
     """Answers for the page, its ``main`` element, and the records."""
 
-    protocol_version = "HTTP/1.1"
-
     def __init__(self, records: Records, *args: Any) -> None:
         self.records = records
         super().__init__(*args)

@@ -6,6 +6,7 @@ A record's text may hold anything: markup, terminal codes, half characters. Only
 
 from __future__ import annotations
 
+import hashlib
 import html
 import re
 
@@ -51,8 +52,10 @@ def join(*children: str | None) -> Markup:
 
 
 def anchor(id: str) -> str:
-    """The page's own address of a run."""
-    return "run-" + "".join(letter for letter in id if letter.isalnum())
+    """The page's own address of a run; ids that are not plain keep theirs apart too."""
+    if re.fullmatch("[0-9A-Za-z]+", id):
+        return f"run-{id}"
+    return "run-" + hashlib.sha256(id.encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def _attribute(value: object) -> str:

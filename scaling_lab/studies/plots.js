@@ -110,7 +110,7 @@ function dots(rows, x, y, tooltip) {
     data: { name: "points", values: rows },
     mark: dot,
     encoding: {
-      x, y, tooltip,
+      x, y, tooltip, description: { field: "label" },
       color: { field: "hue", type: "nominal", scale: hues(rows), legend: null },
       fill: {
         condition: { test: "datum.ok", field: "hue", type: "nominal", scale: hues(rows), legend: null },
