@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from scaling_lab.parallel.experts.products import Expert, Groups, named
+from scaling_lab.parallel.experts.products import Expert, Groups, named, precision
 
 Array = jax.Array
 
@@ -234,7 +234,7 @@ def _of_weights(call: _Call, x_CD: Array, d_CF: Array, visits: _Visits) -> Array
 def _weights_body(tile: _Tile, down: int, *refs: Any) -> None:
     """One tile of an expert's gradient, over that expert's rows."""
     start_ref, end_ref, x_ref, d_ref, out_ref = refs
-    (block, columns, step), (deep, width, _) = tile
+    (block, columns, step), (deep, width, _rows) = tile
     across = tile.counts()[1]
     e = pl.program_id(0) // (down * across)
     row, column = _turn(pl.program_id(0) % (down * across), across)
@@ -302,8 +302,7 @@ def _mask(rows: Side, columns: Side) -> Any:
 
 def _dot(left: Array, right: Array, **transposed: bool) -> Array:
     """Float32 means float32; sums are float32 always."""
-    exact = None if left.dtype.itemsize <= 2 else jax.lax.Precision.HIGHEST
-    return triton.dot(left, right, precision=exact, **transposed)
+    return triton.dot(left, right, precision=precision(left), **transposed)
 
 
 def _run(
