@@ -115,9 +115,11 @@ def layouts(point: Point) -> list[list[lab.RunConfig]]:
     """The planner's layouts, no two over the same axes, each with its policies.
 
     Of every kind of policy (`plan.refine`) the best, the predicted fastest first. A
-    chip's flags ``ahead`` change no program, only how early its collectives start.
+    chip's flags ``ahead`` or ``overlap`` change no program, only how early its
+    collectives start and how much memory beside the units a product may use.
     """
-    ahead = point.question.target.chip.flags.get("ahead", "")
+    flags = point.question.target.chip.flags
+    ahead = flags.get("ahead", flags.get("overlap", ""))
     plans = plan.plan(point.question, top=10_000)
     kinds: dict[tuple[str, ...], plan.Choice] = {}
     for choice in plans.choices:
@@ -137,17 +139,15 @@ def layouts(point: Point) -> list[list[lab.RunConfig]]:
 def changes(point: Point) -> dict[str, dict[str, Any]]:
     """What is tried on the best of them, one after the other, and kept if it is faster.
 
-    Two layers in a turn of their loop, so that one's weights come while the other
-    computes; every named set of the chip's flags; and layers written out, which spares
+    Every named set of the chip's flags; two layers in a turn of their loop, so that
+    one's weights come while the other computes; and layers written out, which spares
     the copies of a loop's results. A TPU's compiler takes too long over them.
     """
     question = point.question
     chip = question.target.chip
-    found: dict[str, dict[str, Any]] = {}
+    found = {f"flags: {name}": {"xla_flags": chip.flags[name]} for name in chip.flags}
     if question.shape.layers % 2 == 0:
         found["two layers a turn"] = {"stack": "scan:2"}
-    for name in chip.flags:
-        found[f"flags: {name}"] = {"xla_flags": chip.flags[name]}
     if chip.compiler == "gpu" and question.shape.layers <= WRITTEN_OUT:
         found["layers written out"] = {"stack": "unroll"}
     return found
