@@ -72,8 +72,21 @@ FLAGS: tuple[tuple[str, Any, Any, str], ...] = (
     ("clip", float | None, 1.0, "Largest global gradient norm."),
     ("z_loss", float, 0.0, "Weight of the squared log-normaliser."),
     ("loss_chunks", int | None, None, "Chunks of the vocabulary in the loss."),
+    (
+        "width",
+        int | None,
+        None,
+        "Width D, instead of the size's: heads, feed-forward and latents grow with it.",
+    ),
     ("layers", int | None, None, "Layers, instead of the size's."),
     ("vocabulary", int | None, None, "Vocabulary, instead of the size's."),
+    (
+        "mup",
+        str | None,
+        None,
+        "Width D, or size of the family, at which the learning rate was tuned: muP "
+        "keeps it the best at other widths (adamw and lion).",
+    ),
     (
         "mask",
         str | None,

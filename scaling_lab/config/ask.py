@@ -22,6 +22,7 @@ _RUN = {field.name for field in dataclasses.fields(RunConfig)} - {
     "data",
     "size",
     "target",
+    "mup",
 }
 _OPTIMIZER = {field.name for field in dataclasses.fields(OptimizerConfig)} - {"name"}
 #: What a vocabulary is rounded up to, so that it divides over a mesh.
@@ -46,7 +47,9 @@ def configure(
       devices: of a local target; sizes a layout given by name alone.
       words: fields of `RunConfig` and `OptimizerConfig`; ``optimizer`` is a name,
         ``data`` a name or paths, ``tokenizer`` and ``held_out_fraction`` the data's,
-        ``layers`` and ``vocabulary`` replace the size's, and ``mask`` says what layers
+        ``width``, ``layers`` and ``vocabulary`` replace the size's (see
+        `models.resized`), ``mup`` names the size or the width that the learning rate
+        was tuned at (see `config.mup`), and ``mask`` says what layers
         see, in the words of `parallel.sight.Sight.parse`. Unless it is given,
         ``precision`` is float32 on the host's processor and the devices present, and
         bfloat16 on a TPU or GPU that is named; parameters are float32 everywhere.
@@ -56,7 +59,7 @@ def configure(
       ValueError: an unknown word, with the nearest that are known.
     """
     model = models.size(family, size)
-    extra = ("optimizer", "data", "tokenizer", "held_out_fraction", "mask", *_MODEL)
+    extra = ("optimizer", "data", "tokenizer", "held_out_fraction", "mask", *_SIZES)
     for word in words:
         one_of("option", word, sorted({*_RUN, *_OPTIMIZER, *extra}))
     # To every word but one, None is silence; to clip it means never.
@@ -65,6 +68,11 @@ def configure(
     }
     changes = {_MODEL[word]: given[word] for word in _MODEL if word in given}
     model = dataclasses.replace(model, **changes)
+    base = _base(model, family, given) if "mup" in given else None
+    if "width" in given:
+        model = models.resized(model, width=given["width"])
+    if base is not None and hasattr(model, "embed_width"):
+        model = dataclasses.replace(model, embed_width=base.embed_width)
     if "mask" in given:
         model = models.seeing(model, Sight.parse(given["mask"]))
     machine = parse_target(target)
@@ -80,6 +88,7 @@ def configure(
         optimizer=_optimizer(given),
         data=_data(given),
         size=size,
+        mup=base,
         **{word: value for word, value in given.items() if word in _RUN},
     )
 
@@ -103,6 +112,20 @@ def _flags(text: str, machine: Target) -> str:
 
 
 _MODEL = {"layers": "L", "vocabulary": "V"}
+#: Words that are about the model's sizes.
+_SIZES = (*_MODEL, "width", "mup")
+
+
+def _base(model: Any, family: str, given: dict[str, Any]) -> Any:
+    """The model that muP starts from: a width of this one, or a size of the family."""
+    text = str(given["mup"])
+    if text.isdigit():
+        base = models.resized(model, width=int(text))
+    else:
+        base = models.size(family, text)
+    if hasattr(base, "embed_width"):
+        base = dataclasses.replace(base, embed_width=base.embed_width or base.D)
+    return base
 
 
 def with_data(config: RunConfig, cache_dir: Any = None, progress: Any = None):
