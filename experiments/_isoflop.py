@@ -20,6 +20,8 @@ from scaling_lab import cost, record, sweep
 from scaling_lab.config import RunConfig, with_data
 from scaling_lab.sweep.driver import Runner
 
+#: One run as numbers.
+Point = dict[str, Any]
 #: Seconds between two lines about a run that goes on.
 QUIET_SECONDS = 60.0
 
@@ -127,15 +129,18 @@ def run_all(
     return [found[config.id] for config in configs if config.id in found]
 
 
-def table_of(rows: Sequence[record.RunRecord]) -> pd.DataFrame:
-    """Budget, size, tokens, passes over the text and loss of every run."""
+def points_of(rows: Sequence[record.RunRecord]) -> list[Point]:
+    """Budget, size, tokens, seed, loss and seconds of every run.
+
+    A budget is told to one digit: steps are whole.
+    """
     found = []
     for row in rows:
         asked, measured = row.asked, row.measured or {}
         n, d = asked["params"], asked["steps"] * asked["tokens_per_step"]
         found.append(
             {
-                "budget": float(f"{6 * n * d:.1e}"),
+                "budget": float(f"{6 * n * d:.0e}"),
                 "width": asked["config"]["model"]["D"],
                 "params": n,
                 "tokens": d,
@@ -144,22 +149,19 @@ def table_of(rows: Sequence[record.RunRecord]) -> pd.DataFrame:
                 "seconds": row.provenance.get("seconds"),
             }
         )
-    return pd.DataFrame(found)
-
-
-def spreads(table: pd.DataFrame) -> dict[float, float]:
-    """Of each budget with several seeds of a size the standard deviation of its loss."""
-    found: dict[float, float] = {}
-    for budget, rows in table.groupby(nearest(table)):
-        for _, same in rows.groupby("params"):
-            if len(same) > 1:
-                found[float(str(budget))] = statistics.stdev(same["loss"])
     return found
 
 
-def nearest(table: pd.DataFrame) -> pd.Series:
-    """The budget of every run, to two digits: steps are whole."""
-    return (6 * table["params"] * table["tokens"]).map(lambda c: float(f"{c:.1g}"))
+def spreads(points: Sequence[Point]) -> dict[float, float]:
+    """Of each budget the standard deviation of the size that has several seeds."""
+    losses: dict[tuple[float, int], list[float]] = {}
+    for each in points:
+        losses.setdefault((each["budget"], each["params"]), []).append(each["loss"])
+    return {
+        budget: statistics.stdev(found)
+        for (budget, _), found in losses.items()
+        if len(found) > 1
+    }
 
 
 def foretell(rows: Sequence[record.RunRecord], flops: float) -> dict[str, Any]:
@@ -169,10 +171,12 @@ def foretell(rows: Sequence[record.RunRecord], flops: float) -> dict[str, Any]:
     best size; beside it stand the line of the parabolas' lowest losses, which is the
     power law with a floor through them.
     """
-    table = table_of(rows)
+    points = points_of(rows)
+    table = pd.DataFrame(points).drop(columns="budget")
     isoflop = lab.fit(table, law="isoflop", bootstrap=200)
-    parametric = lab.fit(table, law="chinchilla", bootstrap=200)
+    parametric = lab.fit(table, law="chinchilla", bootstrap=0)
     path = isoflop.path
+    assert path is not None
     n_best = path.n_scale * flops**path.a
     optima = [each for each in isoflop.optima if each.inside]
     return {
@@ -185,8 +189,8 @@ def foretell(rows: Sequence[record.RunRecord], flops: float) -> dict[str, Any]:
         "from_losses": [each.loss for each in optima],
         "a": path.a,
         "a_ci": isoflop.exponent("a"),
-        "seed_spread": max(spreads(table).values(), default=None),
-        "runs": len(table),
+        "seed_spread": max(spreads(points).values(), default=None),
+        "runs": len(points),
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
@@ -222,26 +226,26 @@ def _floored(optima: Sequence[Any], flops: float) -> float | None:
     return float(low[0] + scale * (np.exp(-k * (np.log(flops) - c[0])) - p[0]))
 
 
-def foretold_of(path: Path, table: pd.DataFrame) -> list[str]:
+def foretold_of(path: Path, points: Sequence[Point]) -> list[str]:
     """What was foretold beside what came, in words; nothing where nothing was."""
     if not path.exists():
         return []
     told = json.loads(path.read_text("utf-8"))
     said = f"foretold of {told['budget']:.0e} FLOP: {told['loss']:.4f} bits a byte"
-    rows = table[nearest(table) == told["budget"]]
-    if rows["params"].nunique() < 3:
+    points = [each for each in points if each["budget"] == told["budget"]]
+    if len({each["params"] for each in points}) < 3:
         return [f"{said}, at {told['params']:.3g} parameters"]
-    low = lowest(rows)
-    spread = spreads(rows)[told["budget"]]
+    low, spread = lowest(points), max(spreads(points).values(), default=np.nan)
     return [
         f"{said}; came: {low:.4f}, off by {low - told['loss']:+.4f}; twice the seeds' "
         f"spread is {2 * spread:.4f}"
     ]
 
 
-def lowest(rows: pd.DataFrame) -> float:
+def lowest(points: Sequence[Point]) -> float:
     """The lowest loss of a budget's parabola."""
-    c2, c1, c0 = np.polyfit(np.log(rows["params"] / 1e6), rows["loss"], 2)
+    x = np.log([each["params"] / 1e6 for each in points])
+    c2, c1, c0 = np.polyfit(x, [each["loss"] for each in points], 2)
     return float(c0 - c1**2 / (4 * c2))
 
 

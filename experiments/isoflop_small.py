@@ -5,7 +5,7 @@ Run:     python -m experiments.isoflop_small --out runs/iso [--budgets 3e12 1e13
          then: scaling-lab fit runs/iso --law isoflop --json fit.json
          --figure isoflop.svg
 Takes:   under three hours of two quiet CPU cores, half of it the top budget; repeat the
-         command after any stop. --tune, before it: ten minutes.
+         command after any stop. --tune, before it: three minutes.
 Expect:  (written before the runs) valleys a tenth of a bit deep over a factor of eight
          in parameters, with optima near 0.15M parameters at 3e12 FLOP and 0.8M at 1e14;
          N* grows with an exponent of 0.45 to 0.55, and the loss at the top budget's
@@ -14,7 +14,7 @@ Expect:  (written before the runs) valleys a tenth of a bit deep over a factor o
 Llama of two layers over widths, on named text (`--data reference`, in bytes), a cosine
 to a tenth for every run's own tokens. FLOP are 6 N D with every parameter in N, as
 `fit` counts them; the loss is bits per byte of all text that is held out. The learning
-rate was tuned at width 64 on the smallest budget and muP keeps it at the others
+rate was tuned at width 64 on a third of the smallest budget and muP keeps it at the others
 (`config.mup`). The text has 4.4 MB: a run of the top budget reads it up to eight times,
 and small sizes, which get most tokens, most often; `passes` in the table says so.
 
@@ -45,7 +45,10 @@ GRID: dict[float, tuple[tuple[int, ...], int]] = {
 SEEDS = (0, 1, 2)
 BASE, BATCH, LENGTH = 64, 16, 128
 PREDICTION = "prediction.json"
-#: Tried at width 64 with the smallest budget, and the best of them.
+#: Bytes of the text that is trained on.
+TEXT = 4_368_165
+#: Tried at width 64 with a third of the smallest budget, and the best of them.
+TUNED_ON = 1e12
 RATES, RATE = (2e-3, 4e-3, 8e-3, 1.6e-2), 8e-3
 
 
@@ -115,8 +118,8 @@ def study(
 
 
 def tune(out: Path, **options: Any) -> None:
-    """Learning rates at the base's width with the smallest budget."""
-    configs = [config_of(min(GRID), BASE, SEEDS[0], rate) for rate in RATES]
+    """Learning rates at the base's width, with a small budget."""
+    configs = [config_of(TUNED_ON, BASE, SEEDS[0], rate) for rate in RATES]
     for row in _isoflop.run_all(configs, out / "tune", **options):
         found = (row.measured or {}).get("held_out") or {}
         print(f"{row.asked['learning_rate']:.3g}: {found.get('final')}")
@@ -124,11 +127,16 @@ def tune(out: Path, **options: Any) -> None:
 
 def text(rows: Sequence[record.RunRecord], out: Path) -> str:
     """The runs, and what was foretold beside what came."""
-    table = _isoflop.table_of(rows)
-    lines = [table.to_string(index=False, float_format=lambda x: f"{x:.5g}")]
-    spread = _isoflop.spreads(table)
+    points = _isoflop.points_of(rows)
+    lines = ["  FLOP  width   params     tokens  passes  seed  bits a byte  seconds"]
+    lines += [
+        f"{p['budget']:6.0e} {p['width']:6} {p['params']:8} {p['tokens']:10} "
+        f"{p['tokens'] / TEXT:7.2f} {p['seed']:5} {p['loss']:12.4f} {p['seconds']:8.0f}"
+        for p in points
+    ]
+    spread = _isoflop.spreads(points)
     lines += [f"{c:.0e} FLOP: seeds spread by {s:.4f}" for c, s in spread.items()]
-    foretold = _isoflop.foretold_of(out / PREDICTION, table)
+    foretold = _isoflop.foretold_of(out / PREDICTION, points)
     return "\n".join([*lines, *foretold])
 
 

@@ -68,7 +68,9 @@ def check(model: Any, base: Any, optimizer: str) -> None:
       ValueError: another family or other parts, or an optimizer the table is not for.
     """
     if type(model) is not type(base):
-        ours, theirs = (models.family_of(m).__name__.split(".")[-1] for m in (model, base))
+        ours, theirs = (
+            models.family_of(m).__name__.split(".")[-1] for m in (model, base)
+        )
         raise ValueError(f"mup: the base is a {theirs}, the model a {ours}")
     if optimizer not in OPTIMIZERS:
         one_of("optimizer of mup", optimizer, OPTIMIZERS)
