@@ -167,9 +167,9 @@ def spreads(points: Sequence[Point]) -> dict[float, float]:
 def foretell(rows: Sequence[record.RunRecord], flops: float) -> dict[str, Any]:
     """The optimum of a budget, from the runs of lower ones alone.
 
-    The loss is that of the parametric law (approach 3) of the lower runs at its own
-    best size; beside it stand the line of the parabolas' lowest losses, which is the
-    power law with a floor through them.
+    The loss is the lowest of the parametric law (approach 3) fitted to the lower runs.
+    Beside it stands the power law with a floor through the parabolas' lowest losses,
+    three constants of three numbers, which has all their noise.
     """
     points = points_of(rows)
     table = pd.DataFrame(points).drop(columns="budget")
@@ -181,8 +181,8 @@ def foretell(rows: Sequence[record.RunRecord], flops: float) -> dict[str, Any]:
     optima = [each for each in isoflop.optima if each.inside]
     return {
         "budget": flops,
-        "loss": _floored(optima, flops),
-        "loss_parametric": _lowest(parametric, flops),
+        "loss": _lowest(parametric, flops),
+        "loss_frontier": _floored(optima, flops),
         "params": n_best,
         "tokens": flops / (6 * n_best),
         "from_budgets": [each.flops for each in optima],

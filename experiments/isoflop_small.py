@@ -14,9 +14,9 @@ Expect:  (written before the runs) valleys a tenth of a bit deep over a factor o
 Llama of two layers over widths, on named text (`--data reference`, in bytes), a cosine
 to a tenth for every run's own tokens. FLOP are 6 N D with every parameter in N, as
 `fit` counts them; the loss is bits per byte of all text that is held out. The learning
-rate was tuned at width 64 on a third of the smallest budget and muP keeps it at the others
-(`config.mup`). The text has 4.4 MB: a run of the top budget reads it up to eight times,
-and small sizes, which get most tokens, most often; `passes` in the table says so.
+rate was tuned at width 64 on a third of the smallest budget, and muP keeps it at other
+widths (`config.mup`). The text has 4.4 MB: small sizes, which get most tokens, read it
+up to fourteen times; `passes` in the table says how often.
 
 The prediction of the highest budget's optimum is written to results/ before its first
 run starts, from the runs of the lower ones alone, and is never written over.
@@ -79,13 +79,13 @@ def config_of(flops: float, width: int, seed: int, rate: float = RATE) -> RunCon
 
 
 def configs_of(
-    grid: Mapping[float, tuple[tuple[int, ...], int]], seeds: tuple[int, ...] = SEEDS
+    grid: Mapping[float, tuple[tuple[int, ...], int]],
 ) -> list[RunConfig]:
     """Every run of some budgets, the smallest first."""
     found = []
     for flops, (widths, again) in sorted(grid.items()):
-        found += [config_of(flops, width, seeds[0]) for width in widths]
-        found += [config_of(flops, again, seed) for seed in seeds[1:]]
+        found += [config_of(flops, width, SEEDS[0]) for width in widths]
+        found += [config_of(flops, again, seed) for seed in SEEDS[1:]]
     return found
 
 

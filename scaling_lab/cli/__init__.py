@@ -16,6 +16,7 @@ from scaling_lab.cli import (
     predict,
     schedule,
     show,
+    study,
     sweep,
     train,
 )
@@ -30,6 +31,7 @@ VERBS = {
     "diff": diff.diff,
     "predict": predict.predict,
     "plan": plan.plan,
+    "study": study.study,
     "schedule": schedule.schedule,
     "calibrate": predict.calibrate,
     "fit": fit.fit,

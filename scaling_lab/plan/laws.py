@@ -13,6 +13,7 @@ from scaling_lab.names import one_of
 from scaling_lab.studies import laws
 from scaling_lab.studies.law import Law
 
+Numbers = np.ndarray | float
 #: Columns that a size and its tokens say.
 KNOWN = {"n", "d", "c", "ratio"}
 
@@ -37,7 +38,7 @@ class Curve:
     notes: tuple[str, ...] = ()
 
     def loss(
-        self, n: np.ndarray, d: np.ndarray, values: Mapping[str, float] | None = None
+        self, n: Numbers, d: Numbers, values: Mapping[str, float] | None = None
     ) -> np.ndarray:
         """Loss of every size and its tokens."""
         n, d = np.broadcast_arrays(np.float64(n), np.float64(d))
