@@ -36,6 +36,7 @@ __all__ = [
     "is_balance",
     "along",
     "applied",
+    "cooldown_start",
     "is_matrix",
     "make",
     "per_layer",
@@ -127,6 +128,16 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         )
 
     return rate
+
+
+def cooldown_start(config: OptimizerConfig, steps: int) -> int:
+    """Steps of a run before ``wsd`` decays: until then its length changes nothing."""
+    return steps - _tail(config, max(1, steps - min(config.warmup, steps)))
+
+
+def _tail(config: OptimizerConfig, after: int) -> int:
+    """Steps of ``wsd`` that decay, of those after the warm-up."""
+    return max(1, round(config.decay * after))
 
 
 def _decayed(params: Params) -> Any:
@@ -239,7 +250,7 @@ def _linear(c, peak, low, steps):
 
 def _wsd(c, peak, low, steps):
     """Warmup-stable-decay (Hu et al. 2024, MiniCPM): flat, then linear at the end."""
-    tail = max(1, round(c.decay * steps))
+    tail = _tail(c, steps)
     return optax.linear_schedule(peak, low, tail, transition_begin=steps - tail)
 
 
