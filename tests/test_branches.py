@@ -90,3 +90,19 @@ def test_runs_without_a_trunk_are_refused(words, said, tmp_path, text):
     with pytest.raises(ValueError, match=said):
         sweep.run_branches([config], tmp_path)
     assert not record.file_of(tmp_path).exists()
+
+
+def test_the_command_shares_a_trunk(call, text, cache, monkeypatch):
+    monkeypatch.setenv("SCALING_LAB_CACHE", str(cache))
+    words = (
+        "sweep --share-trunk --schedule wsd --warmup 2 --steps 6 8 "
+        f"--layout data=1 --width 32 --layers 1 --batch 2 --length 32 --data {text} "
+        "--held-out-fraction 0.2 --evaluate-batches 1 --out runs --json"
+    )
+    code, out, err = call(words)
+    assert code == 0, err
+    rows = [record.RunRecord.from_json(line) for line in out.splitlines()]
+    assert [row.asked["steps"] for row in rows] == [6, 8]
+    assert [row.provenance["trunk_steps"] for row in rows] == [5, 7]
+    code, _, err = call(words.replace("wsd", "cosine"))
+    assert code == 2 and "say --schedule wsd" in err

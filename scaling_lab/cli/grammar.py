@@ -26,6 +26,12 @@ FLAGS: tuple[tuple[str, Any, Any, str], ...] = (
     ("batch", int, 8, "Global batch, in sequences."),
     ("length", int, 256, "Tokens per sequence."),
     ("steps", int, 20, "Optimizer steps."),
+    (
+        "tokens",
+        int | None,
+        None,
+        "Tokens of a run, instead of steps: a sweep over batches keeps them equal.",
+    ),
     ("seed", int, 0, "Of the parameters and of the data's order."),
     (
         "remat",

@@ -49,7 +49,8 @@ def configure(
         ``data`` a name or paths, ``tokenizer`` and ``held_out_fraction`` the data's,
         ``width``, ``layers`` and ``vocabulary`` replace the size's (see
         `models.resized`), ``mup`` names the size or the width that the learning rate
-        was tuned at (see `config.mup`), and ``mask`` says what layers
+        was tuned at (see `config.mup`), ``tokens`` is said instead of ``steps``, as a
+        number that is a whole number of steps, and ``mask`` says what layers
         see, in the words of `parallel.sight.Sight.parse`. Unless it is given,
         ``precision`` is float32 on the host's processor and the devices present, and
         bfloat16 on a TPU or GPU that is named; parameters are float32 everywhere.
@@ -81,6 +82,8 @@ def configure(
         given.setdefault("precision", "bfloat16")
     if "xla_flags" in given:
         given["xla_flags"] = _flags(given["xla_flags"], machine)
+    if "tokens" in given:
+        given["steps"] = _steps(given)
     return RunConfig(
         model=model,
         layout=parse(layout, count),
@@ -113,7 +116,26 @@ def _flags(text: str, machine: Target) -> str:
 
 _MODEL = {"layers": "L", "vocabulary": "V"}
 #: Words that are about the model's sizes.
-_SIZES = (*_MODEL, "width", "mup")
+_SIZES = (*_MODEL, "width", "mup", "tokens")
+
+
+def _steps(given: dict[str, Any]) -> int:
+    """Steps that a number of tokens takes.
+
+    Raises:
+      ValueError: they are no whole number of steps, with the nearest that are: runs of
+        one sweep would otherwise differ a little in what is held equal.
+    """
+    known = {field.name: field.default for field in dataclasses.fields(RunConfig)}
+    batch, length = (given.get(word, known[word]) for word in ("batch", "length"))
+    steps, rest = divmod(given["tokens"], batch * length)
+    if rest or not steps:
+        near = sorted({max(1, steps), steps + 1})
+        raise ValueError(
+            f"tokens={given['tokens']}: a step has {batch} × {length}; nearest: "
+            f"{', '.join(str(n * batch * length) for n in near)}"
+        )
+    return steps
 
 
 def _base(model: Any, family: str, given: dict[str, Any]) -> Any:
