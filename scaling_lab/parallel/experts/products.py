@@ -26,11 +26,13 @@ class Groups(NamedTuple):
     Attributes:
       rows_CD: with room for the most that can come. size_E: of every expert.
       mean: how many come if every expert is sent as many.
+      gathered: of weights that devices held in parts the dim these were of.
     """
 
     rows_CD: Array
     size_E: Array
     mean: int
+    gathered: Mapping[str, int] = {}
 
 
 #: ``(expert, groups, weights, name) -> CD``; rows past the last come back as zeros.
@@ -58,7 +60,7 @@ def ragged(
 ) -> Array:
     """By `jax.lax.ragged_dot`: by groups on a TPU, densely over a device's experts on a
     CPU and, as of jax 0.10, on a GPU."""
-    rows_CD, size_E, _ = groups
+    rows_CD, size_E = groups.rows_CD, groups.size_E
     held_C1 = (jnp.arange(rows_CD.shape[0]) < jnp.sum(size_E))[:, None]
 
     def product(x_CD: Array, key: str) -> Array:
@@ -95,7 +97,7 @@ def blocked(
 
     For processors where a grouped product is dense over experts (XLA:CPU).
     """
-    rows_CD, size_E, _ = groups
+    rows_CD, size_E = groups.rows_CD, groups.size_E
     rows, experts = rows_CD.shape[0], size_E.shape[0]
     block = _block(rows, experts)
     blocks = -(-rows // block) + experts

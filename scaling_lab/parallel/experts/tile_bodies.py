@@ -33,8 +33,13 @@ class Tile(NamedTuple):
         return rows, columns, depth
 
 
-def of_rows(tile: Tile, across: bool, *refs: Any) -> None:
-    """One tile of rows: all of its depth, and its own rows written."""
+def of_rows(tile: Tile, across: bool, middle: bool, *refs: Any) -> None:
+    """One tile of rows: all of its depth, and its own rows written.
+
+    Args:
+      across: whether a weight's dims stand the other way round. middle: whether E
+        stands between them.
+    """
     expert_ref, first_ref, low_ref, high_ref, x_ref, weight_ref, out_ref = refs
     (block, columns, depth), (rows, width, deep) = tile
     visit, column = _turn(pl.program_id(0), tile.counts()[1])
@@ -52,11 +57,12 @@ def of_rows(tile: Tile, across: bool, *refs: Any) -> None:
             start = number * depth
             inside = _within(start, depth, deep)
             x_CD = _part(x_ref, (first, block, in_rows), (start, depth, inside))
-            sides = (start, depth, inside), (begin, columns, in_width)
+            deeper, wider = (start, depth, inside), (begin, columns, in_width)
             if across:
-                own_FD = _part(weight_ref, *sides[::-1], e)
+                own_FD = _part(weight_ref, wider, deeper, e, middle)
                 return sum_CF + _dot(x_CD, own_FD, trans_b=True)
-            return sum_CF + _dot(x_CD, _part(weight_ref, *sides, e))
+            own_DF = _part(weight_ref, deeper, wider, e, middle)
+            return sum_CF + _dot(x_CD, own_DF)
 
         zeros_CF = jnp.zeros((block, columns), jnp.float32)
         sum_CF = jax.lax.fori_loop(0, tile.counts()[2], step, zeros_CF)
@@ -65,8 +71,12 @@ def of_rows(tile: Tile, across: bool, *refs: Any) -> None:
         _put(out_ref, (first, block, own_C), (begin, columns, in_width), sum_CF)
 
 
-def of_weights(tile: Tile, down: int, *refs: Any) -> None:
-    """One tile of an expert's gradient, over that expert's rows."""
+def of_weights(tile: Tile, down: int, middle: bool, *refs: Any) -> None:
+    """One tile of an expert's gradient, over that expert's rows.
+
+    Args:
+      down: tiles from top to bottom, rounded up. middle: as of `of_rows`.
+    """
     start_ref, end_ref, x_ref, d_ref, out_ref = refs
     (block, columns, step), (deep, width, _rows) = tile
     across = tile.counts()[1]
@@ -89,7 +99,7 @@ def of_weights(tile: Tile, down: int, *refs: Any) -> None:
         turns = (end - start + step - 1) // step
         sum_DF = jax.lax.fori_loop(0, turns, add, zeros_DF)
         sides = (top, block, in_deep), (left, columns, in_width)
-        _put(out_ref, *sides, sum_DF, e)
+        _put(out_ref, *sides, sum_DF, e, middle)
 
 
 def _turn(number: Any, across: int) -> tuple[Any, Any]:
@@ -104,16 +114,33 @@ def _within(start: Any, size: int, whole: int) -> Any:
     return None if whole % size == 0 else start + jnp.arange(size) < whole
 
 
-def _part(ref: Any, rows: Side, columns: Side, *which: Any) -> Array:
-    """A tile of an array, of several one; zeros where nothing is meant."""
-    place = ref.at[*which, pl.ds(*rows[:2]), pl.ds(*columns[:2])]
+def _place(rows: Side, columns: Side, which: Any, middle: bool) -> tuple[Any, ...]:
+    """Where a tile is; in an array of several of which one, said first or between."""
+    down, across = pl.ds(*rows[:2]), pl.ds(*columns[:2])
+    if which is None:
+        return down, across
+    return (down, which, across) if middle else (which, down, across)
+
+
+def _part(
+    ref: Any, rows: Side, columns: Side, which: Any = None, middle: bool = False
+) -> Array:
+    """A tile of an array; zeros where nothing is meant."""
+    place = ref.at[_place(rows, columns, which, middle)]
     mask = _mask(rows, columns)
     return triton.load(place, mask=mask, other=None if mask is None else 0)
 
 
-def _put(ref: Any, rows: Side, columns: Side, sum_CF: Array, *which: Any) -> None:
+def _put(
+    ref: Any,
+    rows: Side,
+    columns: Side,
+    sum_CF: Array,
+    which: Any = None,
+    middle: bool = False,
+) -> None:
     """A tile written, where something is meant."""
-    place = ref.at[*which, pl.ds(*rows[:2]), pl.ds(*columns[:2])]
+    place = ref.at[_place(rows, columns, which, middle)]
     triton.store(place, sum_CF.astype(ref.dtype), mask=_mask(rows, columns))
 
 

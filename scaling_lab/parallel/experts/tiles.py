@@ -15,6 +15,7 @@ bodies without a GPU.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -41,11 +42,21 @@ class _Call(NamedTuple):
 
     Attributes:
       rows: of a tile. mean: rows that come in the mean. interpret: without a GPU.
+      first: the dim of the weight that stands first in memory.
     """
 
     rows: int
     mean: int
     interpret: bool
+    first: int = 0
+
+    def stored(self, weight_EDF: Array) -> Array:
+        """A weight whose first dim in memory is its first.
+
+        What is gathered of parts stands part after part, and is copied unless the
+        kernel takes it so; so do parts of its gradient where they are sent.
+        """
+        return jnp.moveaxis(weight_EDF, self.first, 0)
 
 
 class _Visits(NamedTuple):
@@ -81,7 +92,8 @@ def tiled(
     visits = _visits(size_E, rows_CD.shape[0], block)
 
     def product(x_CD: Array, key: str) -> Array:
-        return named(_product(call, x_CD, weights[key], visits), key, name)
+        own = call._replace(first=groups.gathered.get(key, 0))
+        return named(_product(own, x_CD, weights[key], visits), key, name)
 
     # Where no row stands a product leaves what was there before.
     held_C1 = (jnp.arange(rows_CD.shape[0]) < jnp.sum(size_E))[:, None]
@@ -116,7 +128,7 @@ def _visits(size_E: Array, rows: int, block: int) -> _Visits:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _product(call: _Call, x_CD: Array, weight_EDF: Array, visits: _Visits) -> Array:
-    return _of_rows(call, x_CD, weight_EDF, visits, across=False)
+    return _of_rows(call, x_CD, weight_EDF, visits, back=False)
 
 
 def _product_forward(call, x_CD, weight_EDF, visits):
@@ -125,7 +137,7 @@ def _product_forward(call, x_CD, weight_EDF, visits):
 
 def _product_backward(call, residuals, d_CF):
     x_CD, weight_EDF, visits = residuals
-    dx_CD = _of_rows(call, d_CF, weight_EDF, visits, across=True)
+    dx_CD = _of_rows(call, d_CF, weight_EDF, visits, back=True)
     return dx_CD, _of_weights(call, x_CD, d_CF, visits), None
 
 
@@ -139,19 +151,20 @@ def _tile(rows: int, whole: tuple[int, int, int], dtype: Any) -> bodies.Tile:
 
 
 def _of_rows(
-    call: _Call, x_CD: Array, weight_EDF: Array, visits: _Visits, *, across: bool
+    call: _Call, x_CD: Array, weight_EDF: Array, visits: _Visits, *, back: bool
 ) -> Array:
-    """Rows by their expert's weight, or `across` it: by its transpose."""
+    """Rows by their expert's weight, or on the way back by its transpose."""
     rows, depth = x_CD.shape
-    width = weight_EDF.shape[1 if across else 2]
+    width = weight_EDF.shape[1 if back else 2]
+    across = back != (call.first == 2)
     tile = _tile(call.rows, (rows, width, depth), x_CD.dtype)
     experts = weight_EDF.shape[0]
     # Of the borders between experts nearly every one lies inside a tile.
     made = (-(-call.mean // call.rows) + experts - 1) * call.rows
     return _run(
         call,
-        functools.partial(bodies.of_rows, tile, across),
-        (*visits[:4], x_CD, weight_EDF),
+        functools.partial(bodies.of_rows, tile, across, call.first > 0),
+        (*visits[:4], x_CD, call.stored(weight_EDF)),
         jax.ShapeDtypeStruct((rows, width), x_CD.dtype),
         programs=visits.expert_M.shape[0] * tile.counts()[1],
         flops=2 * made * width * depth,
@@ -161,22 +174,25 @@ def _of_rows(
 
 def _of_weights(call: _Call, x_CD: Array, d_CF: Array, visits: _Visits) -> Array:
     """Each expert's sum of its rows' outer products, in the rows' dtype."""
-    rows, width = d_CF.shape
-    experts, deep = visits.start_E.shape[0], x_CD.shape[1]
-    sides = _tile(_side(deep, ROWS), (deep, width, rows), x_CD.dtype)
-    down, across, _ = sides.counts()
+    experts = visits.start_E.shape[0]
+    left, right = (d_CF, x_CD) if call.first == 2 else (x_CD, d_CF)
+    whole = (left.shape[1], right.shape[1], left.shape[0])
+    tile = _tile(_side(whole[0], ROWS), whole, x_CD.dtype)
+    down, across, _ = tile.counts()
     down = -(-down // bodies.TOGETHER) * bodies.TOGETHER
-    step = sides.sides[2]
-    made = call.mean + experts * step // 2  # the last step of each is half empty
-    return _run(
+    made = call.mean + experts * tile.sides[2] // 2  # last steps are half empty
+    shape = list(whole[:2])
+    shape.insert(1 if call.first else 0, experts)
+    found = _run(
         call,
-        functools.partial(bodies.of_weights, sides, down),
-        (visits.start_E, visits.end_E, x_CD, d_CF),
-        jax.ShapeDtypeStruct((experts, deep, width), x_CD.dtype),
+        functools.partial(bodies.of_weights, tile, down, call.first > 0),
+        (visits.start_E, visits.end_E, left, right),
+        jax.ShapeDtypeStruct(tuple(shape), x_CD.dtype),
         programs=experts * down * across,
-        flops=2 * made * deep * width,
-        elements=experts * deep * width,
+        flops=2 * made * math.prod(whole[:2]),
+        elements=math.prod(shape),
     )
+    return jnp.moveaxis(found, 0, call.first)
 
 
 def _run(

@@ -22,6 +22,7 @@ class Work(NamedTuple):
     Attributes:
       h_BTD: its tokens. choice: where they go, rows in the order of B, then T.
       weights: of the experts it holds, whole but for the axis of F.
+      gathered: of those made whole of devices' parts the dim that was divided most.
       expert: what one does. experts: of the layer.
       axis: mesh axes that E is divided over; none where every device holds all.
       parts: into how many.
@@ -33,6 +34,7 @@ class Work(NamedTuple):
     h_BTD: Array
     choice: Choice
     weights: Mapping[str, Array]
+    gathered: Mapping[str, int]
     expert: Expert
     experts: int
     axis: tuple[str, ...]
@@ -65,7 +67,7 @@ class Work(NamedTuple):
     def through(self, rows_CD: Array, size_E: Array, tokens: int) -> Array:
         """Rows of so many tokens, in the order of the experts held, through these."""
         mean = tokens * self.routing.top_k * len(size_E) // self.experts
-        groups = Groups(rows_CD, size_E, mean)
+        groups = Groups(rows_CD, size_E, mean, self.gathered)
         return self.grouped(self.expert, groups, self.weights, self.name)
 
     def kept(self, rows: Array, word: str) -> Array:
