@@ -125,7 +125,7 @@ def _low(config: RunConfig) -> low_precision.Coded | None:
     return None if recipe is None else low_precision.Coded(recipe)
 
 
-def _scales(config: RunConfig) -> dict[str, float]:
+def _scales(config: RunConfig) -> dict[str, Any]:
     """muP's multipliers, under their names of a placement."""
     if config.mup is None:
         return {}
