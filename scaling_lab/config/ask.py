@@ -59,7 +59,6 @@ def configure(
     Raises:
       ValueError: an unknown word, with the nearest that are known.
     """
-    model = models.size(family, size)
     extra = ("optimizer", "data", "tokenizer", "held_out_fraction", "mask", *_SIZES)
     for word in words:
         one_of("option", word, sorted({*_RUN, *_OPTIMIZER, *extra}))
@@ -67,15 +66,7 @@ def configure(
     given: dict[str, Any] = {
         w: v for w, v in words.items() if v is not None or w == "clip"
     }
-    changes = {_MODEL[word]: given[word] for word in _MODEL if word in given}
-    model = dataclasses.replace(model, **changes)
-    base = _base(model, family, given) if "mup" in given else None
-    if "width" in given:
-        model = models.resized(model, width=given["width"])
-    if base is not None and hasattr(model, "embed_width"):
-        model = dataclasses.replace(model, embed_width=base.embed_width)
-    if "mask" in given:
-        model = models.seeing(model, Sight.parse(given["mask"]))
+    model, base = _models(family, size, given)
     machine = parse_target(target)
     count = machine.devices or devices
     if machine.chip is not None and machine.chip.name != "cpu":
@@ -117,6 +108,20 @@ def _flags(text: str, machine: Target) -> str:
 _MODEL = {"layers": "L", "vocabulary": "V"}
 #: Words that are about the model's sizes.
 _SIZES = (*_MODEL, "width", "mup", "tokens")
+
+
+def _models(family: str, size: str, given: dict[str, Any]) -> tuple[Any, Any]:
+    """The model that the words are about, and the one that muP starts from."""
+    changes = {_MODEL[word]: given[word] for word in _MODEL if word in given}
+    model = dataclasses.replace(models.size(family, size), **changes)
+    base = _base(model, family, given) if "mup" in given else None
+    if "width" in given:
+        model = models.resized(model, width=given["width"])
+    if base is not None and hasattr(model, "embed_width"):
+        model = dataclasses.replace(model, embed_width=base.embed_width)
+    if "mask" in given:
+        model = models.seeing(model, Sight.parse(given["mask"]))
+    return model, base
 
 
 def _steps(given: dict[str, Any]) -> int:
