@@ -384,6 +384,24 @@ def test_the_best_are_confirmed():
     ]
 
 
+@pytest.mark.parametrize(
+    ("target", "flags", "given"),
+    [
+        ("tpu-v5p:4x4x4", None, "--xla_tpu_enable_async_collective_fusion=true"),
+        ("h100:8x8", None, "--xla_gpu_experimental_parallel_collective_overlap_limit"),
+        ("h100:8x8", "overlap", "--xla_gpu_enable_pipelined_all_gather=true"),
+        ("tpu-v5p:4x4x4", "", ""),
+        ("tpu-v5e:8x8", None, ""),
+    ],
+)
+def test_a_plan_compiles_with_the_flags_that_hide_communication(target, flags, given):
+    compile_run, asked = compiler([2**30])
+    found = plan.plan(question(target=target, axes=("fsdp",)))
+    found = plan.confirm(found, 1, compile_run, flags=flags)
+    assert given in asked[0].xla_flags and bool(given) == bool(asked[0].xla_flags)
+    assert found.choices[0].to_json()["compiled"]["xla_flags"] == asked[0].xla_flags
+
+
 def test_what_the_compiler_refuses_is_last_and_the_next_is_first():
     compile_run, asked = compiler([None, 2**30])
     before = plan.plan(question(axes=AXES), top=4)

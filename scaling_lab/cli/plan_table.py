@@ -133,7 +133,7 @@ def disagreements(choices: Iterable[Choice]) -> list[str]:
 def _beneath(found: Plan) -> Text:
     lines = ["\ntied: its interval overlaps the first's."]
     if any(choice.confirmed for choice in found.choices):
-        lines.append("confirmed: it fits, to the compiler, and takes so long.")
+        lines.append(_confirmed(found))
     if not all(choice.trained for choice in found.choices):
         lines.append(
             "*: predicted only; no run is trained or compiled here with optimizer "
@@ -148,6 +148,16 @@ def _beneath(found: Plan) -> Text:
     laws = sorted(found.ranked.candidates.refused.items(), key=lambda item: -item[1])
     lines += [f"illegal: {law} ({count} meshes)" for law, count in laws]
     return Text("\n".join(lines))
+
+
+def _confirmed(found: Plan) -> str:
+    """What confirmed means, with the compiler's flags."""
+    columns = [choice.compiled for choice in found.choices if choice.compiled]
+    flags, chip = columns[0].get("xla_flags"), found.question.target.chip
+    named = dict(chip.flags) if chip is not None else {}
+    word = next((name for name in named if named[name] == flags), flags)
+    said = f" under --xla-flags {word}" if word else ""
+    return f"confirmed: it fits, to the compiler{said}, and takes so long."
 
 
 def budget(found: list[Any], answer: Any) -> int:
