@@ -15,6 +15,8 @@ from scaling_lab.plan import Choice, Plan, words
 
 #: Of layouts that do not fit, so many are named.
 NAMED = 3
+#: Columns of a table on a pipe: as many as keep a layout in one piece.
+PIPED = 400
 
 
 def say(text: str) -> None:
@@ -31,7 +33,7 @@ def show(found: Plan, answer: Any) -> int:
         return write(json_.dumps(rows, indent=1), answer)
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=200)
+        console = Console(highlight=False, width=PIPED)
     console.print(_header(found), soft_wrap=True)
     console.print(_table(found))
     console.print(_beneath(found), soft_wrap=True)
@@ -189,7 +191,7 @@ def budget(found: list[Any], answer: Any) -> int:
             f"{best.hours / 24:,.1f}",
             f"{100 * best.choice.mfu_causal:.1f} %",
         )
-    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+    Console(highlight=False, width=None if sys.stdout.isatty() else PIPED).print(table)
     return 0
 
 
