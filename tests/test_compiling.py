@@ -324,6 +324,18 @@ def test_a_gpu_step(tmp_path):
     assert "is_scheduled=true" in (tmp_path / "m.txt").read_text()
 
 
+@gpu
+@pytest.mark.parametrize("layout", ["fsdp=8", "expert=8"])
+def test_a_gpu_multiplies_experts_rows_and_no_more(layout, tmp_path):
+    """At Mixtral's widths, where borders between experts' rows cost little."""
+    words = {"family": "mixtral", "size": "8x7b", "batch": 16, "length": 4096}
+    config = tiny_step(target="h100:1x8", layout=layout, **words)
+    found = compile_run(config, cache_dir=tmp_path)
+    assert found.status in ("ok", "oom"), found.reason
+    counted = cost.executed_per_token(config) * config.tokens_per_step
+    assert found.compiled["flops"] * 8 == pytest.approx(counted, rel=0.08)
+
+
 def test_accelerators_compute_in_bfloat16_unless_told():
     def precision(target, layout="fsdp=8", **words):
         return configure(target=target, layout=layout, **words).precision

@@ -239,6 +239,24 @@ def test_kernels_are_priced_from_what_they_say():
     assert found["modelled_seconds"] == pytest.approx(1e12 / (4.59e14 * reached))
 
 
+def test_a_gpus_own_kernels_are_priced_from_what_they_say():
+    """A tile's worth of rows, of a result with room for more."""
+    kernel = (
+        "%k = bf16[65536,512]{1,0} custom-call(%p), "
+        'custom_call_target="__gpu$xla.gpu.triton", backend_config={grid_x = 4 : i32, '
+        r'ir = "ML\EFR({\22elements\22: \229\22", serialized_metadata = '
+        r'"{\22flops\22: \2268719476736\22, \22elements\22: \228388608\22}"}'
+    )
+    found = read_module(module(ARGUMENT, kernel), {"fsdp": 8}, "h100:1x8")
+    assert found["flops"] == 68719476736
+    reached = price.FITTED["NVIDIA"]
+    depth = 4096 / (4096 + reached.matmul_depth)
+    waves = 2 * 132 / (8388608 / (128 * 256))
+    seconds = 68719476736 / (9.89e14 * reached.matmul * depth) * waves
+    seconds += reached.launch_seconds
+    assert found["modelled_seconds"] == pytest.approx(seconds, rel=1e-3)
+
+
 @pytest.mark.parametrize(("mask", "share"), [("CAUSAL", 0.5), ("NO_MASK", 1.0)])
 @pytest.mark.parametrize(("name", "products"), [("", 2), ("Backward", 5)])
 def test_cudnn_attention_is_counted_from_its_shapes(mask, share, name, products):

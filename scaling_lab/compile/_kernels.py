@@ -1,4 +1,4 @@
-"""FLOPs of kernels, which the compiler does not see into: GEMM calls and attention.
+"""FLOPs of kernels, which the compiler does not see into: GEMM calls, attention, ours.
 
 A kernel that says what it costs is believed. Of attention what is computed counts, in
 whole blocks of its mask: a causal one is taken wherever the kernel skips blocks.
@@ -14,6 +14,8 @@ from scaling_lab.compile import _shapes
 from scaling_lab.compile._module import Computation, Instruction
 
 _SAYS = re.compile(r'"cost_estimate":\s*(\{[^}]*\})')
+#: What a kernel of ours on a GPU says, as `parallel.experts.tiled` does.
+_TOLD = re.compile(r"\\22(\w+)\\22: \\22(\d+)\\22")
 _BLOCK = re.compile(r"block_(q|kv)(_dkv|_dq)?\W+(\d+)")
 _CONTRACTED = re.compile(r'"lhs_contracting_dimensions":\s*\[([^\]]*)\]')
 
@@ -29,6 +31,8 @@ def flops(computation: Computation, instruction: Instruction) -> float:
         said = float(json.loads(match[1]).get("flops", 0))
         if said > 0:
             return said
+    if said := _told(instruction).get("flops"):
+        return float(said)
     operands = [
         array
         for name in instruction.operands
@@ -37,6 +41,17 @@ def flops(computation: Computation, instruction: Instruction) -> float:
     if "gemm" in instruction.target or "matmul" in instruction.target:
         return _gemm(instruction, operands)
     return _attention(instruction, operands) if is_attention(instruction) else 0.0
+
+
+def elements(instruction: Instruction) -> int:
+    """Numbers of its result that a kernel says it makes; of another all there are."""
+    every = (array.elements for array in _shapes.arrays(instruction.shape))
+    return _told(instruction).get("elements") or max(every)
+
+
+def _told(instruction: Instruction) -> dict[str, int]:
+    _, found, told = instruction.config.rpartition("serialized_metadata")
+    return {key: int(number) for key, number in _TOLD.findall(told)} if found else {}
 
 
 def filled(computation: Computation, instruction: Instruction, side: int) -> float:

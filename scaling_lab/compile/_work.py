@@ -77,7 +77,7 @@ class Work:
         if _kernels.is_attention(instruction):
             filled = _kernels.filled(computation, instruction, physics.matrix_side)
             return peak * reached.attention * filled
-        out = max(array.elements for array in _shapes.arrays(instruction.shape))
+        out = _kernels.elements(instruction)
         depth = flops / (2 * out)
         tiles = max(1.0, out / _TILE_ELEMENTS)
         waves = -(-tiles // physics.cores) * physics.cores / tiles

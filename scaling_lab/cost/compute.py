@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from scaling_lab.cost.activations import is_stack
+from scaling_lab.cost.blocks import room
 from scaling_lab.cost.efficiencies import Calibration
 from scaling_lab.cost.points import PRECISIONS, Points
 from scaling_lab.cost.shapes import Column, Shapes, alternates, is_remat
@@ -110,14 +112,16 @@ class Arithmetic:
         p, s = self.p, self.s
         split = np.where(p.sequence_parallel > 0, p.tensor, 1)
         moe = s.moe_layers / p.layers
-        width = (1 - moe) * p.d_ff + moe * (p.top_k * p.expert_d_ff + p.shared_d_ff)
+        # Ours passes over all the rows that there is room for, real or not.
+        rows = p.top_k * np.where(is_stack(p, "xla"), room(p), 1.0)
+        width = (1 - moe) * p.d_ff + moe * (rows * p.expert_d_ff + p.shared_d_ff)
         inner = (p.n_heads + 2 * p.kv_heads) * p.head_dim
         numbers = (
             _WIDTH_PASSES * p.d_model / split
             + _GATE_PASSES * s.gates * width / p.tensor
             + _HEAD_PASSES * inner / p.tensor
         ) * self._of("passes")
-        routed = moe * p.top_k * p.d_model * _ROUTE_PASSES / p.tensor
+        routed = moe * rows * p.d_model * _ROUTE_PASSES / p.tensor
         numbers = numbers + routed * self._of("routing")
         cast = (2 * p.d_model + (inner + 1.5 * width) / p.tensor) * self._of("casts")
         numbers = numbers + cast * _CASTS[p.precision.astype(int)]

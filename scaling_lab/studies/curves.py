@@ -12,7 +12,7 @@ import pandas as pd
 import scaling_lab.studies.units as units
 from scaling_lab.record import RunRecord
 from scaling_lab.studies.facts import labels, sentence, varying
-from scaling_lab.studies.markup import Markup, join, tag
+from scaling_lab.studies.markup import Markup, anchor, join, tag
 from scaling_lab.studies.plain import cells_of, keep, known, rows_of, with_status
 from scaling_lab.studies.plots import Figure, Slots, key
 from scaling_lab.studies.rows import dig, question
@@ -38,6 +38,7 @@ class Curve:
     gaps: tuple[tuple[float, float], ...]
     final: str
     is_reference: bool
+    run: str
 
     @property
     def worst(self) -> float:
@@ -134,6 +135,7 @@ def _curves(rows: pd.DataFrame, runs: Sequence[RunRecord], slots: Slots) -> list
                 thin(gaps),
                 final,
                 is_reference,
+                anchor(row["id"]),
             )
         )
     return curves
@@ -167,7 +169,7 @@ def _panel(curves: Sequence[Curve], heading: str, rows: pd.DataFrame) -> Markup:
     # Turns of dashes show that curves coincide; where they do not, dashes only tear.
     turns = len(curves) if compared and max(gaps) < _COINCIDE else 1
     drawn += [
-        _line(each.points, x, y, each.slot, place, turns)
+        tag("g", _line(each.points, x, y, each.slot, place, turns), data_run=each.run)
         for place, each in enumerate(curves)
     ]
     if compared:
@@ -178,7 +180,8 @@ def _panel(curves: Sequence[Curve], heading: str, rows: pd.DataFrame) -> Markup:
         for each in curves
     ]
     title = tag("p", heading, class_="panel") if heading else None
-    return join(title, tag("div", drawing, class_="drawing"), key(entries))
+    names = key(entries, [each.run for each in curves])
+    return join(title, tag("div", drawing, class_="drawing"), names)
 
 
 def _gap_panel(
@@ -204,7 +207,8 @@ def _gap_panel(
         drawn.append(words("tolerance", x.stop - 2, height - 4, "tick", "end"))
     for each in curves:
         raised = tuple((step, max(gap, low)) for step, gap in each.gaps)
-        drawn.append(_line(raised, x, y, each.slot, 0, 1))
+        line = _line(raised, x, y, each.slot, 0, 1)
+        drawn.append(tag("g", line, data_run=each.run))
     return tag("g", *drawn)
 
 

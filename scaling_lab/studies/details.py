@@ -12,10 +12,11 @@ import scaling_lab.studies.units as units
 from scaling_lab.record import RunRecord
 from scaling_lab.studies.columns import RANK_NOTHING, kind_of
 from scaling_lab.studies.facts import labels, varying
-from scaling_lab.studies.markup import Markup, join, tag
+from scaling_lab.studies.markup import Markup, anchor, join, tag
 from scaling_lab.studies.plots import Slots
 from scaling_lab.studies.rows import axes_of, dig, simulated_run
-from scaling_lab.studies.sections import anchor, status
+from scaling_lab.studies.sections import status
+from scaling_lab.studies.source import Source
 
 _LEVELS = ("asked", "predicted", "compiled", "measured", "provenance")
 #: Shown in a place of their own, or as a curve, and not as one of many facts.
@@ -31,17 +32,19 @@ _APART = {
 _FRACTIONS = ("measured.mfu.", "measured.hfu")
 
 
-def each_run(frame: pd.DataFrame, runs: Sequence[RunRecord], slots: Slots) -> Markup:
-    """A line for every run that opens to all that is known of it."""
+def each_run(
+    frame: pd.DataFrame, runs: Sequence[RunRecord], slots: Slots, source: Source
+) -> Markup:
+    """A line for every run that opens to all that is known of it, and its record."""
     names = labels(frame, varying(frame))
     told = [
-        _run(label, run, slots.get(str(dig(run, "asked.layout") or ""), ""))
+        _run(label, run, slots.get(str(dig(run, "asked.layout") or ""), ""), source)
         for label, run in zip(names, runs, strict=True)
     ]
     return tag("section", tag("h2", "Each run"), *told, class_="each")
 
 
-def _run(label: str, run: RunRecord, slot: str) -> Markup:
+def _run(label: str, run: RunRecord, slot: str, source: Source) -> Markup:
     summary = tag(
         "summary", tag("i", class_=f"swatch {slot}"), label, " · ", status(run.status)
     )
@@ -63,9 +66,15 @@ def _run(label: str, run: RunRecord, slot: str) -> Markup:
             tag("div", *levels, class_="level-columns"),
             _collectives(run),
             whole,
-            tag("p", f"run {run.id}, environment {run.environment}", class_="identity"),
+            tag(
+                "p",
+                f"run {run.id}, environment {run.environment}",
+                source.link(run.id),
+                class_="identity",
+            ),
         ),
         id=anchor(run.id),
+        data_run=anchor(run.id),
     )
 
 

@@ -6,13 +6,14 @@ A record's text may hold anything: markup, terminal codes, half characters. Only
 
 from __future__ import annotations
 
+import hashlib
 import html
 import re
 
 _TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 # Control characters, and those that turn the reading direction round.
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-_VOID = {"meta", "br", "col"}
+_VOID = {"meta", "br", "col", "input"}
 
 
 class Markup(str):
@@ -48,6 +49,13 @@ def tag(name: str, /, *children: str | None, **attributes: object) -> Markup:
 def join(*children: str | None) -> Markup:
     """Children side by side."""
     return Markup("".join(escape(child) for child in children if child is not None))
+
+
+def anchor(id: str) -> str:
+    """The page's own address of a run; ids that are not plain keep theirs apart too."""
+    if re.fullmatch("[0-9A-Za-z]+", id):
+        return f"run-{id}"
+    return "run-" + hashlib.sha256(id.encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def _attribute(value: object) -> str:

@@ -14,7 +14,7 @@ from scaling_lab.studies.facts import (
     labels,
     varying,
 )
-from scaling_lab.studies.markup import Markup, join, tag
+from scaling_lab.studies.markup import Markup, anchor, join, tag
 from scaling_lab.studies.plain import cells_of, having
 from scaling_lab.studies.svg import BAR, WIDTH, Axis, Row, words
 from scaling_lab.studies.units import Unit
@@ -42,13 +42,16 @@ def layout_slots(frame: pd.DataFrame) -> dict[str, str]:
     return {name: f"layout-{index % _COLOURS}" for index, name in enumerate(layouts)}
 
 
-def key(entries: Sequence[tuple[str, str]]) -> Markup:
-    """Swatches with names; an entry is (classes, name)."""
-    return tag(
-        "ul",
-        *(tag("li", tag("i", class_=f"swatch {kind}"), name) for kind, name in entries),
-        class_="key",
-    )
+def key(
+    entries: Sequence[tuple[str, str]], runs: Sequence[str | None] | None = None
+) -> Markup:
+    """Swatches with names; an entry is (classes, name), and may be a run's."""
+    runs = runs or [None] * len(entries)
+    items = [
+        tag("li", tag("i", class_=f"swatch {kind}"), name, data_run=run)
+        for (kind, name), run in zip(entries, runs, strict=True)
+    ]
+    return tag("ul", *items, class_="key")
 
 
 def arrange(
@@ -76,11 +79,12 @@ def arrange(
     shown = found.iloc[order[:MOST_ROWS]]
     names = [name for name in told if name not in heads]
     rows = [
-        Row(label, heading, slots.get(layout, ""))
-        for label, heading, layout in zip(
+        Row(label, heading, slots.get(layout, ""), anchor(id))
+        for label, heading, layout, id in zip(
             labels(shown, names),
             [groups[place] for place in order[:MOST_ROWS]],
             [layout or "" for layout in cells_of(shown, "layout")],
+            cells_of(shown, "id"),
             strict=True,
         )
     ]

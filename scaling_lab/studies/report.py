@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import base64
 import datetime
-import hashlib
 import os
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 
 import pandas as pd
 
 from scaling_lab.record import RunRecord, file_of
 from scaling_lab.studies.details import each_run
+from scaling_lab.studies.document import document
+from scaling_lab.studies.explore import explore
 from scaling_lab.studies.facts import common, parts, sentence
 from scaling_lab.studies.figures import Numbering, figures
 from scaling_lab.studies.header import in_short, origin
-from scaling_lab.studies.markup import Markup, join, tag
-from scaling_lab.studies.plots import layout_slots
+from scaling_lab.studies.markup import Markup, tag
+from scaling_lab.studies.plots import Slots, layout_slots
 from scaling_lab.studies.rows import Records, frame_of, runs_of
 from scaling_lab.studies.sections import failures, runs_table
+from scaling_lab.studies.source import EMPTY, Source, source_of
 
 FILE_NAME = "report.html"
 
@@ -42,10 +42,14 @@ def report(records: Records, out: str | Path | None = None) -> Path:
             "records in memory have no folder of their own; say where the page goes: "
             "report(records, out='report.html')"
         )
-    source = file_of(records).parent if isinstance(records, (str, Path)) else None
-    path = Path(out) if out is not None else Path(source or ".") / FILE_NAME
+    file = file_of(records) if isinstance(records, (str, Path)) else None
+    path = Path(out) if out is not None else (file or Path()).parent / FILE_NAME
     path = path / FILE_NAME if path.is_dir() or not path.suffix else path
-    text = page(runs_of(records), source.resolve().name if source else "")
+    runs, name = runs_of(records), ""
+    source = EMPTY
+    if file is not None:
+        name, source = file.parent.resolve().name, source_of(file, path)
+    text = page(runs, name, source)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -56,13 +60,53 @@ def report(records: Records, out: str | Path | None = None) -> Path:
     return path
 
 
-def page(runs: Sequence[RunRecord], name: str = "") -> str:
+def page(runs: Sequence[RunRecord], name: str = "", source: Source = EMPTY) -> str:
     """The page as text; ``name`` says which runs these are."""
+    return document(title_of(name), main(runs, name, source))
+
+
+def title_of(name: str) -> str:
+    """What the page is called."""
+    return f"Run report: {name}" if name else "Run report"
+
+
+def main(
+    runs: Sequence[RunRecord],
+    name: str = "",
+    source: Source = EMPTY,
+    state: str | None = None,
+) -> Markup:
+    """The page's ``main`` element: all there is to read.
+
+    Args:
+      source: where the records stand.
+      state: of a page that is served, which state of the records it shows.
+    """
     frame = frame_of(runs)
-    title = f"Run report: {name}" if name else "Run report"
     slots, numbering = layout_slots(frame), Numbering()
-    found = parts(frame)
-    body = [_header(frame, runs, title)]
+    body = [
+        _header(frame, runs, title_of(name), state is not None),
+        explore(frame, runs, slots, numbering),
+        *_results(frame, runs, slots, numbering),
+        failures(frame, slots, numbering),
+        each_run(frame, runs, slots, source),
+        _footer("Written by scaling-lab report" if state is None else "As served"),
+    ]
+    return tag("main", *body, data_state=state)
+
+
+def waiting(name: str, state: str) -> Markup:
+    """The ``main`` element of a page that is served before any run has ended."""
+    said = tag("p", "No run has ended yet; the first will appear here.")
+    header = tag("header", tag("h1", title_of(name)), _live(), said)
+    return tag("main", header, _footer("As served"), data_state=state)
+
+
+def _results(
+    frame: pd.DataFrame, runs: Sequence[RunRecord], slots: Slots, numbering: Numbering
+) -> list[Markup]:
+    """Figures and a table for each kind of device."""
+    body, found = [], parts(frame)
     for simulated, rows in found:
         kind = "simulated devices" if simulated else "real devices"
         body.append(tag("h2", f"Results on {kind}" if len(found) > 1 else "Results"))
@@ -72,40 +116,28 @@ def page(runs: Sequence[RunRecord], name: str = "") -> str:
             body.append(tag("p", f"All of these: {only_here}.", class_="asked"))
         body += figures(rows, runs, slots, numbering, simulated)
         body.append(runs_table(rows, slots, numbering, simulated))
-    body += [failures(frame, slots, numbering), each_run(frame, runs, slots)]
-    today = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    body.append(tag("footer", tag("p", f"Written by scaling-lab report, {today}.")))
-    return _document(title, join(*body))
+    return body
 
 
-def _header(frame: pd.DataFrame, runs: Sequence[RunRecord], title: str) -> Markup:
+def _header(
+    frame: pd.DataFrame, runs: Sequence[RunRecord], title: str, live: bool
+) -> Markup:
     asked = sentence(frame, common(frame))
     return tag(
         "header",
         tag("h1", title),
+        _live() if live else None,
         tag("p", f"All runs: {asked}.", class_="asked") if asked else None,
         in_short(frame),
         origin(frame, runs),
     )
 
 
-def _document(title: str, body: Markup) -> str:
-    files = resources.files("scaling_lab.studies")
-    style = (files / "page.css").read_text("utf-8")
-    script = (files / "page.js").read_text("utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # Nothing is fetched and no script but ours runs, whatever a reason holds.
-    policy = (
-        "default-src 'none'; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    )
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=policy),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", title),
-        tag("style", Markup(style)),
-    )
-    whole = tag("body", tag("main", body), tag("script", Markup(script)))
-    return f"<!doctype html>\n{tag('html', head, whole, lang='en')}\n"
+def _live() -> Markup:
+    """A line in which the page's script says whether it still follows."""
+    return tag("p", "Live.", class_="live", role="status")
+
+
+def _footer(said: str) -> Markup:
+    today = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return tag("footer", tag("p", f"{said}, {today}."))

@@ -11,7 +11,7 @@ import scaling_lab.studies.units as units
 from scaling_lab.studies.columns import RANK_NOTHING, column
 from scaling_lab.studies.facts import labels, varying
 from scaling_lab.studies.figures import Numbering
-from scaling_lab.studies.markup import Markup, join, tag
+from scaling_lab.studies.markup import Markup, anchor, join, tag
 from scaling_lab.studies.plain import (
     cells_of,
     rows_of,
@@ -95,7 +95,7 @@ def _row(
         absent = "absent" if text in (units.MISSING, "0") else ""
         classes = f"{kind} {absent}".strip() or None
         made.append(tag("td", text, class_=classes, data_value=value))
-    return tag("tr", *made)
+    return tag("tr", *made, data_run=anchor(run["id"]))
 
 
 def _layout(run: Mapping[str, Any], slots: Slots) -> Markup:
@@ -108,11 +108,6 @@ def _layout(run: Mapping[str, Any], slots: Slots) -> Markup:
         short = text if len(text) <= _SHORT_REASON else text[:_SHORT_REASON] + "…"
         why = tag("span", short, class_="why")
     return join(tag("i", class_=f"swatch {slots.get(name, '')}"), link, why)
-
-
-def anchor(id: str) -> str:
-    """The page's own address of a run."""
-    return "run-" + "".join(letter for letter in id if letter.isalnum())
 
 
 def status(text: str) -> Markup:
@@ -137,6 +132,7 @@ def failures(frame: pd.DataFrame, slots: Slots, numbering: Numbering) -> Markup:
                 tag("td", swatch, link),
                 tag("td", status(run["status"])),
                 tag("td", reason),
+                data_run=anchor(run["id"]),
             )
         )
     caption = "Runs that are not ok, and why. A failure is a result: it is kept."

@@ -100,11 +100,13 @@ class Row:
       label: what stands left of it.
       group: the heading it stands under; equal neighbours share one.
       slot: its layout's colour class.
+      run: the page's address of its run.
     """
 
     label: str
     group: str = ""
     slot: str = ""
+    run: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +142,8 @@ def place_rows(rows: Sequence[Row]) -> Rows:
             class_=f"solid {row.slot}",
         )
         label = words(clip(row.label), 14, middle + 4, "label")
-        drawn.append(tag("g", tag("title", row.label), swatch, label))
+        title = tag("title", row.label)
+        drawn.append(tag("g", title, swatch, label, data_run=row.run))
         middles.append(middle)
         y += ROW
     return Rows(rows, gutter, middles, y + 2, join(*drawn))
@@ -182,7 +185,10 @@ def row_figure(
     """
     placed = place_rows(rows)
     axis = Axis(*span, placed.gutter, WIDTH - margin, log)
-    marks = [draw(index, y, axis) for index, y in enumerate(placed.middles)]
+    marks = [
+        tag("g", draw(index, y, axis), data_run=row.run)
+        for index, (row, y) in enumerate(zip(rows, placed.middles, strict=True))
+    ]
     return canvas(
         WIDTH,
         placed.bottom + 38,

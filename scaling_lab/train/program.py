@@ -137,7 +137,7 @@ def _habits(platform: str) -> dict[str, Any]:
         return {
             "attend_with": cudnn.attend,
             "attend_residual": cudnn.RESIDUAL,
-            "group_with": experts.ragged,
+            "group_with": experts.tiled,
         }
     if platform == "cpu":  # what suits its caches and Eigen's products
         return {

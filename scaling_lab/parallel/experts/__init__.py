@@ -13,6 +13,7 @@ from scaling_lab.parallel.experts.spread import (
     Places,
     run,
 )
+from scaling_lab.parallel.experts.tiles import tiled
 
 __all__ = [
     "APART",
@@ -24,4 +25,5 @@ __all__ = [
     "blocked",
     "ragged",
     "run",
+    "tiled",
 ]

@@ -27,6 +27,6 @@ def all_to_all(work: Work) -> Result:
     sent_CD: Any = rows.spread(h_TD, order)
     came_CD = work.kept(go(move, link, False, sent_CD, route), "sent")
     size_E = jnp.sum(route.own_ZE, 0)
-    made_CD = work.grouped(work.expert, came_CD, size_E, work.weights, work.name)
+    made_CD = work.through(came_CD, size_E, tokens * work.parts)
     out_CD = work.kept(go(move, link, True, made_CD, route), "returned")
     return Result(rows.gathered(out_CD, work.choice, order))

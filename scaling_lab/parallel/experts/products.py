@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,25 @@ Array = jax.Array
 Product = Callable[[Array, str], Array]
 #: ``expert(product, h_CD) -> CD``: what one expert does, for rows of any experts.
 Expert = Callable[[Product, Array], Array]
-#: ``(expert, rows_CD, size_E, weights, name) -> CD``; rows stand in their experts'
-#: order, and those past the last come back as zeros.
-Grouped = Callable[[Expert, Array, Array, Mapping[str, Array], str], Array]
+
+
+class Groups(NamedTuple):
+    """Rows in their experts' order, and how many each has.
+
+    Attributes:
+      rows_CD: with room for the most that can come. size_E: of every expert.
+      mean: how many come if every expert is sent as many.
+      gathered: of weights that devices held in parts the dim these were of.
+    """
+
+    rows_CD: Array
+    size_E: Array
+    mean: int
+    gathered: Mapping[str, int] = {}
+
+
+#: ``(expert, groups, weights, name) -> CD``; rows past the last come back as zeros.
+Grouped = Callable[[Expert, Groups, Mapping[str, Array], str], Array]
 
 #: The fewest and the most rows of a block.
 NARROWEST, WIDEST = 16, 256
@@ -38,13 +54,13 @@ def named(result: Array, key: str, name: str) -> Array:
 
 def ragged(
     expert: Expert,
-    rows_CD: Array,
-    size_E: Array,
+    groups: Groups,
     weights: Mapping[str, Array],
     name: str,
 ) -> Array:
     """By `jax.lax.ragged_dot`: by groups on a TPU, densely over a device's experts on a
     CPU and, as of jax 0.10, on a GPU."""
+    rows_CD, size_E = groups.rows_CD, groups.size_E
     held_C1 = (jnp.arange(rows_CD.shape[0]) < jnp.sum(size_E))[:, None]
 
     def product(x_CD: Array, key: str) -> Array:
@@ -73,8 +89,7 @@ def each(
 
 def blocked(
     expert: Expert,
-    rows_CD: Array,
-    size_E: Array,
+    groups: Groups,
     weights: Mapping[str, Array],
     name: str,
 ) -> Array:
@@ -82,6 +97,7 @@ def blocked(
 
     For processors where a grouped product is dense over experts (XLA:CPU).
     """
+    rows_CD, size_E = groups.rows_CD, groups.size_E
     rows, experts = rows_CD.shape[0], size_E.shape[0]
     block = _block(rows, experts)
     blocks = -(-rows // block) + experts

@@ -27,7 +27,7 @@ def ring(work: Work) -> Result:
     own_TC = jnp.where((mine_TC >= 0) & (mine_TC < work.held), mine_TC, work.held)
     order = rows.ordered(own_TC, work.held, work.most(h_TD.shape[0], work.held))
     sent_CD = rows.spread(h_TD, order)
-    out_CD = work.grouped(work.expert, sent_CD, order.size_E, work.weights, work.name)
+    out_CD = work.through(sent_CD, order.size_E, h_TD.shape[0])
     out_TD = rows.gathered(out_CD, Choice(own_TC, weight_TC), order)
     return Result(
         jax.lax.psum_scatter(out_TD, work.axis, scatter_dimension=0, tiled=True)

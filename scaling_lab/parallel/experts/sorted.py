@@ -15,5 +15,5 @@ def by_order(work: Work) -> Result:
     most = work.most(h_TD.shape[0], work.experts)
     order = rows.ordered(work.choice.expert_TC, work.experts, most)
     sent_CD = work.kept(rows.spread(h_TD, order), "sent")
-    out_CD = work.grouped(work.expert, sent_CD, order.size_E, work.weights, work.name)
+    out_CD = work.through(sent_CD, order.size_E, h_TD.shape[0])
     return Result(rows.gathered(out_CD, work.choice, order))

@@ -142,6 +142,7 @@ def _local(
         h_BTD=h_BTD,
         choice=choice,
         weights={key: _used(places, key, array) for key, array in weights.items()},
+        gathered={key: dim for key in weights if (dim := _gathered(places, key))},
         expert=how.expert,
         experts=router_DE.shape[1],
         axis=places.experts,
@@ -184,14 +185,27 @@ def _used(places: Places, key: str, weight: Array) -> Array:
     """A weight as it is used, gathered from where it rests."""
     if places.mesh is None:
         return weight
-    apart = tuple(
-        rest[len(used) :]
-        for rest, used in zip(places.rests[key], places.used[key], strict=True)
-    )
+    apart = _apart(places, key)
     if not any(apart):
         return weight
     whole: Any = _whole(weight, apart)
     return checkpoint_name(whole, places.kept) if places.kept else whole
+
+
+def _apart(places: Places, key: str) -> Spec:
+    """The axes that each dim of a weight at rest is divided over, and in use is not."""
+    return tuple(
+        rest[len(used) :]
+        for rest, used in zip(places.rests[key], places.used[key], strict=True)
+    )
+
+
+def _gathered(places: Places, key: str) -> int:
+    """The dim of a weight that is gathered of most parts; 0 of one that is not."""
+    if places.mesh is None:
+        return 0
+    ways = [places.size(axes) for axes in _apart(places, key)]
+    return ways.index(max(ways))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -9,7 +9,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from scaling_lab.parallel.experts import routing as routes
-from scaling_lab.parallel.experts.products import Expert, Grouped
+from scaling_lab.parallel.experts.products import Expert, Grouped, Groups
 from scaling_lab.parallel.experts.routing import Choice, Tokens
 from scaling_lab.parallel.verbs import Routing
 
@@ -22,6 +22,7 @@ class Work(NamedTuple):
     Attributes:
       h_BTD: its tokens. choice: where they go, rows in the order of B, then T.
       weights: of the experts it holds, whole but for the axis of F.
+      gathered: of those made whole of devices' parts the dim that was divided most.
       expert: what one does. experts: of the layer.
       axis: mesh axes that E is divided over; none where every device holds all.
       parts: into how many.
@@ -33,6 +34,7 @@ class Work(NamedTuple):
     h_BTD: Array
     choice: Choice
     weights: Mapping[str, Array]
+    gathered: Mapping[str, int]
     expert: Expert
     experts: int
     axis: tuple[str, ...]
@@ -61,6 +63,12 @@ class Work(NamedTuple):
     def most(self, tokens: int, held: int) -> int:
         """The most rows that so many tokens can send to so many experts."""
         return routes.most(self.routing, tokens, held, self.experts, self.everybody)
+
+    def through(self, rows_CD: Array, size_E: Array, tokens: int) -> Array:
+        """Rows of so many tokens, in the order of the experts held, through these."""
+        mean = tokens * self.routing.top_k * len(size_E) // self.experts
+        groups = Groups(rows_CD, size_E, mean, self.gathered)
+        return self.grouped(self.expert, groups, self.weights, self.name)
 
     def kept(self, rows: Array, word: str) -> Array:
         """Rows under a name of their own, for remat."""
