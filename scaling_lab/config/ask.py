@@ -72,7 +72,7 @@ def configure(
     if machine.chip is not None and machine.chip.name != "cpu":
         given.setdefault("precision", "bfloat16")
     if "xla_flags" in given:
-        given["xla_flags"] = _flags(given["xla_flags"], machine)
+        given["xla_flags"] = named_flags(given["xla_flags"], machine)
     if "tokens" in given:
         given["steps"] = _steps(given)
     return RunConfig(
@@ -87,7 +87,7 @@ def configure(
     )
 
 
-def _flags(text: str, machine: Target) -> str:
+def named_flags(text: str, machine: Target) -> str:
     """Flags as they are, or those of a named set of the target's chip.
 
     Raises:
