@@ -255,7 +255,10 @@ def test_what_cannot_be_served_says_why(tmp_path: Path) -> None:
         live.server_of(records, "192.0.2.1")
 
 
-def test_the_command_serves_until_it_is_stopped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_until_it_is_stopped(
+    tmp_path: Path, ending: signal.Signals
+) -> None:
     append(tmp_path, run("a"))
     command = [sys.executable, "-c", "from scaling_lab.cli import main; main()"]
     command += ["serve-report", str(tmp_path)]
@@ -270,7 +273,7 @@ def test_the_command_serves_until_it_is_stopped(tmp_path: Path) -> None:
         connection.request("GET", "/")
         assert connection.getresponse().status == 200
         # The browser's connection stays open, and must not keep the server.
-        process.send_signal(signal.SIGINT)
+        process.send_signal(ending)
         said, errors = process.communicate(timeout=20)
         connection.close()
     assert process.returncode == 0 and "ended" in said and not errors
