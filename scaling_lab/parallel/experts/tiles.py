@@ -106,7 +106,7 @@ def _side(size: int, most: int) -> int:
 
 
 def _along(size: int, most: int) -> int:
-    """The side of tiles along a length: a shorter one if that leaves none half empty."""
+    """The side of tiles along a length: shorter where that leaves none half empty."""
     side = _side(size, most)
     while side > most // 4 and size > side and size % side:
         side //= 2
