@@ -233,3 +233,13 @@ def test_bad_words_are_one_message(call, words, said):
 def test_help_says_how(call):
     code, out, _ = call("study --help")
     assert code == 0 and "scaling-lab study plan" in out and "--serve-tokens" in out
+
+
+def test_of_experts_a_law_sees_those_a_token_meets():
+    asked = ask("mixtral", "8x7b", "h100:2x8", batch_tokens="1M", length=4096)
+    found = study(fastest([asked]), laws.read(LAW), Spending(10))
+    best = found.sizes[0]
+    assert best.active_params < best.params / 3
+    wanted = found.curve.loss(best.active_params, best.tokens)
+    np.testing.assert_allclose(best.loss, wanted)
+    assert any("idle experts" in note for note in found.notes)
