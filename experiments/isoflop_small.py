@@ -103,6 +103,9 @@ def study(
 
     Args:
       options: of `_isoflop.run_all`.
+
+    Raises:
+      ValueError: the lower budgets have no optima to foretell from.
     """
     top = max(grid)
     lower = {c: grid[c] for c in grid if c != top and (c in budgets or top in budgets)}
@@ -144,8 +147,16 @@ def text(rows: Sequence[record.RunRecord], out: Path) -> str:
     return "\n".join([*lines, *foretold])
 
 
-def keep(rows: Sequence[record.RunRecord], out: Path) -> None:
-    """Records, prediction, fit and figure into results/."""
+def keep(out: Path) -> None:
+    """Records, prediction, fit and figure into results/.
+
+    Raises:
+      ValueError: there are too few runs to fit; the records are kept.
+    """
+    done = record.latest(record.read(record.file_of(out))).values()
+    asked = {config.id: number for number, config in enumerate(_isoflop.read(CONFIGS))}
+    rows = [row for row in done if row.status == "ok" and row.id in asked]
+    rows.sort(key=lambda row: asked[row.id])
     _isoflop.keep(rows, RESULTS / record.FILE_NAME)
     if (out / PREDICTION).exists():
         found = json.loads((out / PREDICTION).read_text("utf-8"))
@@ -166,10 +177,13 @@ def main() -> None:
         grid = {flops: GRID[flops] for flops in given.budgets}
         print("\n".join(map(_isoflop.label, configs_of(grid))))
         return
-    done = study(GRID, given.out, given.budgets, most=given.most, **options)
+    try:
+        done = study(GRID, given.out, given.budgets, most=given.most, **options)
+        if given.keep:
+            keep(given.out)
+    except ValueError as error:  # what has run is on disk
+        raise SystemExit(f"error: {error}") from None
     whole = [row for row in done if row.status == "ok"]
-    if given.keep:
-        keep(whole, given.out)
     print(text(whole, given.out))
     print(f"records: {record.file_of(given.out)}")
     raise SystemExit(int(len(whole) < len(done)))

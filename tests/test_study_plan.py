@@ -105,6 +105,8 @@ def test_so_many_chips_are_a_machine():
     assert machine_of("tpu-v5p:4x4x4") == "tpu-v5p:4x4x4"
     with pytest.raises(ValueError, match="no machine of 65 h100 is known; nearest: 64"):
         machine_of("h100", 65)
+    with pytest.raises(ValueError, match="has its chips already"):
+        machine_of("h100:8x8", 64)
     with pytest.raises(ValueError, match="give --chips"):
         machine_of("h100")
 
