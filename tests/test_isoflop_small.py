@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import scaling_lab as lab
-from experiments import _isoflop, isoflop_small
+from experiments import _isoflop, isoflop_small, mup_transfer
 from scaling_lab import record
 from scaling_lab.sweep import run_here
 
@@ -166,3 +166,23 @@ def test_the_study_runs_resumes_and_foretells_first(study, tmp_path, monkeypatch
     assert len(small[-1].to_json()) < 6000
     table = lab.records(tmp_path / "kept")
     assert len(table) == 7
+
+
+# --- Rates over widths
+
+
+def test_the_best_rate_of_each_width_is_told():
+    rows = []
+    for config in mup_transfer.CONFIGS:
+        width, rate = config.model.D, config.optimizer.learning_rate
+        best = 4e-3 if config.mup else 4e-3 * 64 / width
+        asked = {"learning_rate": rate, "config": config.to_json()}
+        loss = 3 - width / 1000 + abs(np.log2(rate / best))
+        measured = {"held_out": {"final": loss}}
+        rows.append(record.RunRecord(config.id, "", "ok", asked, measured=measured))
+    table = mup_transfer.answer(rows)
+    found = {(row["parametrisation"], row["width"]): row["best_rate"] for row in table}
+    assert [found["mup", width] for width in (64, 128, 256)] == [4e-3] * 3
+    assert [found["standard", width] for width in (64, 128, 256)] == [4e-3, 2e-3, 1e-3]
+    lines = mup_transfer.text(table).splitlines()
+    assert len(lines) == 7 and all(line.count("*") == 1 for line in lines[1:])
