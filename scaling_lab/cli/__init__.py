@@ -17,6 +17,7 @@ from scaling_lab.cli import (
     schedule,
     serving,
     show,
+    study,
     sweep,
     train,
 )
@@ -32,6 +33,7 @@ VERBS = {
     "diff": diff.diff,
     "predict": predict.predict,
     "plan": plan.plan,
+    "study": study.study,
     "schedule": schedule.schedule,
     "calibrate": predict.calibrate,
     "fit": fit.fit,
