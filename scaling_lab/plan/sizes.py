@@ -69,7 +69,7 @@ def lightest(question: Question) -> tuple[float, str]:
     if chip is not None and chip.host_bytes_per_second is not None:
         away = state_on_host(priced, run).hbm_bytes
         if away.min() < needs.min():
-            needs, where = away, " (state on host)"
+            needs, where = away, words.AWAY
     index = int(np.argmin(needs))
     return float(needs[index]), words.layout_of(question, found, index) + where
 
