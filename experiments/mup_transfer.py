@@ -1,7 +1,7 @@
 """Does a learning rate that was tuned at one width stay the best at four times it?
 
 Run:     python -m experiments.mup_transfer [--out runs/mup_transfer] [--keep]
-Takes:   about ten minutes of a quiet CPU core by its FLOPs; repeat the command after any stop.
+Takes:   about ten minutes of a quiet CPU core by its FLOPs; repeat after any stop.
 Expect:  (written before the runs) with muP the best rate is the same at every width,
          and wider is better at every rate; in the standard parametrisation the best
          rate halves or quarters from width 64 to 256, and at rates above it the wider
