@@ -1,9 +1,9 @@
 """How good is our compiled step: memory, cycles, traffic of wires and of kernels?
 
-Run:     python -m experiments.compiled_step_quality [--only 8b tpu-v5p] [--out FOLDER]
-Takes:   two to ten minutes a row on 2 CPU cores, at most three at a time in memory; a
-         verdict that is known is not compiled again. Needs the extras tpu-compile and
-         gpu-compile; a row whose compiler is missing says so.
+Run:     python -m experiments.compiled_step_quality [--only 8b tpu-v5p] [--compile]
+Takes:   a second from results/compiled_step_quality.jsonl; with --compile two to ten
+         minutes a row on 2 CPU cores. Needs the extras tpu-compile and gpu-compile; a
+         row whose compiler is missing says so.
 Expect:  on 64 v5p chips, Llama 8B under full remat in 7.3 GB of temporaries, 2.31 G
          cycles, 58.7 GB of collectives and 30.8 GB in and out of kernels. MaxText
          (August 2026) takes 9.95 GB, 2.45 G, 59 GB and 35 GB on the same compiler.
@@ -16,7 +16,9 @@ GPU's compiler estimates none. Step time adds our prices for the rest.
 
 import argparse
 import dataclasses
+import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -64,31 +66,41 @@ RESULTS = Path(__file__).parent / "results" / "compiled_step_quality.jsonl"
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="*", default=(), help="words of wanted rows")
+    parser.add_argument("--compile", action="store_true", help="all of them, anew")
     parser.add_argument("--out", type=Path, default=RESULTS, help="records go here")
     given = parser.parse_args()
-    say = Console()
+    known = record.latest(record.read(given.out)) if given.out.exists() else {}
+    say = Console(width=None if sys.stdout.isatty() else 100)
     table = Table(*HEADER, box=None)
     for config in CONFIGS:
         name = f"{config.size} {config.target}"
         if all(word in name for word in given.only):
-            say.print(f"compiling {name}", style="dim")
-            table.add_row(*row(config, given.out))
+            if given.compile:
+                say.print(f"compiling {name}", style="dim")
+            table.add_row(*row(config, known, given.out if given.compile else None))
     say.print(table)
     say.print("GB of one device and step; cycles in 1e9; all-reduces count twice")
 
 
-def row(config: lab.RunConfig, out: Path) -> tuple[str, ...]:
-    """One line of the table; its record is added to the folder's."""
+def row(
+    config: lab.RunConfig, known: Mapping[str, RunRecord], out: Path | None
+) -> tuple[str, ...]:
+    """One line of the table.
+
+    Args:
+      known: records by id.
+      out: compile it, and add the record to this file.
+    """
     head = (str(config.size), config.target)
-    with tempfile.TemporaryDirectory() as folder:
-        module = Path(folder) / "module.txt"
+    found = known.get(config.id)
+    if out is not None:
         try:
-            found = lab.compile_run(config, module=module)
+            found = compiled(config)
         except NoCompiler as error:
             return (*head, str(error))
-        text = module.read_text() if module.exists() else None
-    found = with_traffic(found, text)
-    record.append(out, kept.small(found))
+        record.append(out, kept.small(found))
+    if found is None:
+        return (*head, "not compiled yet: --compile")
     column = found.compiled
     if column is None:
         return (*head, found.reason or found.status)
@@ -101,6 +113,19 @@ def row(config: lab.RunConfig, out: Path) -> tuple[str, ...]:
         _giga(column["kernel_bytes"]),
         "" if column["step_seconds"] is None else f"{column['step_seconds']:.3f} s",
     )
+
+
+def compiled(config: lab.RunConfig) -> RunRecord:
+    """The record of a step that is compiled, unless its verdict is known.
+
+    Raises:
+      NoCompiler: the target's compiler is not installed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        module = Path(folder) / "module.txt"
+        found = lab.compile_run(config, module=module)
+        text = module.read_text() if module.exists() else None
+    return with_traffic(found, text)
 
 
 def with_traffic(found: RunRecord, text: str | None) -> RunRecord:

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 import scaling_lab as lab
+from experiments import _tables
 from scaling_lab.cost import baselines, calibrations
 from scaling_lab.cost.calibrating import repository
 from scaling_lab.cost.efficiencies import family_of
@@ -29,7 +30,7 @@ from scaling_lab.cost.published import read_rows
 from scaling_lab.cost.runs import points_of
 from scaling_lab.cost.step_tables import vtrain_table
 
-DATA = Path(__file__).parents[1] / "../shared/data"
+RUNS = "published_runs/published_runs.csv"
 CONFIGS = [
     lab.configure(
         "llama",
@@ -49,10 +50,11 @@ VTRAIN = {"vtrain_single_half.csv": 0.0837, "vtrain_multi_half.csv": 0.1473}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, default=DATA)
+    _tables.argument(parser)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    scores = score(given.data)
+    names = [f"step_times/{name}" for name in VTRAIN]
+    scores = score(_tables.folder(given.data, RUNS, *names))
     print(json.dumps(scores, indent=1) if given.json else text(scores))
 
 
@@ -62,7 +64,7 @@ def score(data: Path) -> dict[str, Any]:
     Raises:
       FileNotFoundError: the tables are not there.
     """
-    table = pd.read_csv(data / "published_runs" / "published_runs.csv")
+    table = pd.read_csv(data / RUNS)
     rows = read_rows(table)
     assert rows.points is not None
     table, points = table.iloc[rows.index].reset_index(drop=True), rows.points

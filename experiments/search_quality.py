@@ -16,19 +16,18 @@ that fits; where several share it, their mean).
 
 import argparse
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 import scaling_lab as lab
+from experiments import _tables
 from scaling_lab.cost import calibrations
 from scaling_lab.cost.fit import held_out
 from scaling_lab.cost.published import read_rows
 from scaling_lab.cost.step_tables import vtrain_table
 from scaling_lab.plan import Question, of_config, rank
 
-DATA = Path(__file__).parents[1] / "../shared/data"
 TABLES = ("vtrain_single_half.csv", "vtrain_multi_half.csv")
 #: The search that is timed.
 CONFIGS = [
@@ -53,9 +52,10 @@ TIGHT = 2.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, default=DATA)
-    folder = parser.parse_args().data / "step_times"
-    tables = {name: vtrain_table(folder / name) for name in TABLES}
+    _tables.argument(parser)
+    names = {name: f"step_times/{name}" for name in TABLES}
+    data = _tables.folder(parser.parse_args().data, *names.values())
+    tables = {name: vtrain_table(data / path) for name, path in names.items()}
     for held in ("model", "chips"):
         print(f"\neach {'machine' if held == 'chips' else held} held out in turn")
         both = []

@@ -47,6 +47,7 @@ def test_help_of_a_verb_teaches(call, verb):
     takes_a_run = verb not in (
         "records",
         "report",
+        "serve-report",
         "plan",
         "calibrate",
         "layouts",

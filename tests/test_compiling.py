@@ -397,7 +397,7 @@ def test_a_sweep_of_compiles_keeps_its_rows(
 
     monkeypatch.setenv("SCALING_LAB_CACHE", str(cache))
     configs = [tiny_step(), tiny_step(batch=6), tiny_step(target="mi300x:1x4")]
-    code = run_configs(configs, tmp_path, compile_only=True)
+    code = run_configs(configs, tmp_path, how="compile")
     assert code == 1
     first, uneven, absent = record_room.read(tmp_path)
     assert first.status == "ok" and first.measured is None

@@ -60,6 +60,7 @@ CHANGES = {
     "loss_chunks": 2,
     "evaluate_batches": 5,
     "xla_flags": "--xla_x",
+    "mup": dataclasses.replace(TOY, D=64),
     "model": dataclasses.replace(TOY, D=64),
     "layout": layouts.parse("data=8"),
 }

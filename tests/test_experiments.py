@@ -53,6 +53,21 @@ def test_every_config_is_legal(name):
         check_legal(config)
 
 
+@pytest.mark.parametrize("name", ["score_predictions", "search_quality"])
+def test_tables_that_are_not_there_are_named(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [name, "--data", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"vtrain_multi_half.csv in .*--data FOLDER"):
+        load(name).main()
+
+
+def test_compiled_steps_are_told_from_their_records(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["compiled_step_quality"])
+    load("compiled_step_quality").main()
+    told = capsys.readouterr().out
+    assert "not compiled yet" not in told
+    assert re.search(r"8b +tpu-v5p:4x4x4 +7\.\d\d .* 2\.3\d\d G", told)
+
+
 def test_prices_of_gpus_are_what_was_fitted():
     fits = json.loads(load("gpu_prices").FITS.read_text())
     assert set(fits) == {"a100", "h100"}

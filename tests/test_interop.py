@@ -45,6 +45,29 @@ def test_an_export_of_wandb(tmp_path):
     assert first.asked["imported"]["notes"] == "first"
 
 
+@pytest.mark.parametrize(
+    ("headings", "cells"),
+    [
+        ("iteration-time,seq_length,global_batch_size", "2.0,4096,256"),
+        ("throughput/duration,seq_len,batch", "2.0,4096,256"),
+        (
+            "throughput/tokens_per_sec_per_gpu,seq_len,batch,world_size",
+            "8192,4096,256,64",
+        ),
+        (
+            "throughput/device/tokens_per_sec,seq_len,batch,world_size",
+            "8192,4096,256,64",
+        ),
+        ("throughput/tokens_per_sec,seq_len,batch", "524288,4096,256"),
+    ],
+)
+def test_how_trainers_log_the_clock(tmp_path, headings, cells):
+    """Megatron-LM, Levanter and Composer, as they send it to a tracker."""
+    (found,) = read_table(table(tmp_path, f"{headings}\n{cells}\n")).records
+    assert found.measured["step_seconds"]["median"] == 2.0
+    assert found.measured["tokens_per_second"] == 2**19
+
+
 def test_published_runs(shared):
     path = shared / "data" / "published_runs" / "published_runs.csv"
     found = read_table(path)

@@ -246,22 +246,27 @@ def test_nothing_that_fits_is_faster():
     assert best.step_seconds == priced.seconds[priced.fits].min()
 
 
-def test_a_choice_is_predicted_as_a_run_is():
-    """One road to a number: the plan's points and the run's agree."""
-    asked = question(axes=AXES, batch=64)
-    for choice in plan.plan(asked, top=8).choices:
-        if "zero" in choice.layout and "fsdp" in choice.layout:
-            continue
-        run = points_of([plan.config_of(asked, choice)])
-        one = columns.machine(asked.target)
-        run = run.replace(scale_up=one["scale_up"], recompute=_again(asked, choice))
-        found = predict(run).step_seconds[0]
-        assert found == pytest.approx(choice.step_seconds, rel=1e-6)
-
-
-def _again(asked, choice):
-    priced = rank.rank(asked)
-    return priced.points.recompute[choice.index]
+@pytest.mark.parametrize(
+    ("family", "size", "target", "changes"),
+    [
+        ("llama", "8b", "tpu-v5p:4x4x4", {"batch": 64}),
+        ("llama", "8b", "h100:1x8", {"batch": 32, "length": 32768}),
+        ("gemma3", "1b", "tpu-v6e:4x4", {"axes": ("data", "fsdp", "tensor")}),
+        ("mixtral", "8x7b", "h100:4x8", {"axes": ("data", "fsdp", "expert")}),
+        ("gpt2", "1.5b", "a100:1x8", {"batch": 64, "length": 1024}),
+    ],
+)
+def test_a_choice_is_predicted_as_a_run_is(family, size, target, changes):
+    """One road to a number: `plan`'s answer is what `predict` says of that layout."""
+    asked = question(family, size, target, **changes)
+    near = [each for each in plan.plan(asked).choices if not each.host]
+    trained = [each for each in near if each.trained]
+    run = points_of([plan.config_of(asked, choice) for choice in trained])
+    found = predict(run)
+    seconds = [choice.step_seconds for choice in trained]
+    np.testing.assert_allclose(found.step_seconds, seconds, rtol=1e-4)
+    held = [choice.peak_bytes for choice in trained]
+    np.testing.assert_allclose(found.hbm_bytes, held, rtol=1e-6)
 
 
 def test_reasons_name_what_costs_most():
@@ -311,6 +316,9 @@ def test_state_moves_to_the_host_where_a_mesh_fits_no_other_way():
         assert choice.host
         # Stages divide layers, and state comes from the host layer by layer.
         assert choice.trained == ("stage" not in choice.mesh)
+        assert choice.layout.endswith("+offload_optimizer")
+        if choice.trained:  # as it is written, for every command
+            assert layouts.parse(choice.layout, asked.devices).mesh == choice.mesh
         state = 8 * asked.shape.params / 8
         waits = 2 * state / asked.target.chip.host_bytes_per_second
         assert choice.seconds_by["optimizer"] > waits
@@ -377,6 +385,24 @@ def test_the_best_are_confirmed():
     assert [config.layout.name for config in asked] == [
         choice.layout for choice in found.choices[:2]
     ]
+
+
+@pytest.mark.parametrize(
+    ("target", "flags", "given"),
+    [
+        ("tpu-v5p:4x4x4", None, "--xla_tpu_enable_async_collective_fusion=true"),
+        ("h100:8x8", None, "--xla_gpu_experimental_parallel_collective_overlap_limit"),
+        ("h100:8x8", "overlap", "--xla_gpu_enable_pipelined_all_gather=true"),
+        ("tpu-v5p:4x4x4", "", ""),
+        ("tpu-v5e:8x8", None, ""),
+    ],
+)
+def test_a_plan_compiles_with_the_flags_that_hide_communication(target, flags, given):
+    compile_run, asked = compiler([2**30])
+    found = plan.plan(question(target=target, axes=("fsdp",)))
+    found = plan.confirm(found, 1, compile_run, flags=flags)
+    assert given in asked[0].xla_flags and bool(given) == bool(asked[0].xla_flags)
+    assert found.choices[0].to_json()["compiled"]["xla_flags"] == asked[0].xla_flags
 
 
 def test_what_the_compiler_refuses_is_last_and_the_next_is_first():

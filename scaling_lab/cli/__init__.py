@@ -17,6 +17,7 @@ from scaling_lab.cli import (
     schedule,
     serving,
     show,
+    study,
     sweep,
     train,
 )
@@ -32,6 +33,7 @@ VERBS = {
     "diff": diff.diff,
     "predict": predict.predict,
     "plan": plan.plan,
+    "study": study.study,
     "schedule": schedule.schedule,
     "calibrate": predict.calibrate,
     "fit": fit.fit,
@@ -63,8 +65,8 @@ def main() -> None:
         said, kind = str(error), f"{type(error).__name__}: "
         if isinstance(error, OSError) and error.filename and error.strerror:
             said, kind = f"{error.filename}: {error.strerror.lower()}", ""
-        elif isinstance(error, ValueError):
-            kind = ""
+        elif isinstance(error, ValueError) or getattr(error, "errno", 0) is None:
+            kind = ""  # the sentence is ours
         Console(stderr=True, highlight=False, soft_wrap=True).print(
             f"[red]error:[/] {kind}", end=""
         )

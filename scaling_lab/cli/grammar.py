@@ -26,6 +26,12 @@ FLAGS: tuple[tuple[str, Any, Any, str], ...] = (
     ("batch", int, 8, "Global batch, in sequences."),
     ("length", int, 256, "Tokens per sequence."),
     ("steps", int, 20, "Optimizer steps."),
+    (
+        "tokens",
+        int | None,
+        None,
+        "Tokens of a run, instead of steps: a sweep over batches keeps them equal.",
+    ),
     ("seed", int, 0, "Of the parameters and of the data's order."),
     (
         "remat",
@@ -72,8 +78,21 @@ FLAGS: tuple[tuple[str, Any, Any, str], ...] = (
     ("clip", float | None, 1.0, "Largest global gradient norm."),
     ("z_loss", float, 0.0, "Weight of the squared log-normaliser."),
     ("loss_chunks", int | None, None, "Chunks of the vocabulary in the loss."),
+    (
+        "width",
+        int | None,
+        None,
+        "Width D, instead of the size's: heads, feed-forward and latents grow with it.",
+    ),
     ("layers", int | None, None, "Layers, instead of the size's."),
     ("vocabulary", int | None, None, "Vocabulary, instead of the size's."),
+    (
+        "mup",
+        str | None,
+        None,
+        "Width D, or size of the family, at which the learning rate was tuned: muP "
+        "keeps it the best at other widths (adamw and lion).",
+    ),
     (
         "mask",
         str | None,

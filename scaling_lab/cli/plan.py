@@ -50,6 +50,9 @@ class Answer:
 
     compile: int = 0
     """Confirm so many of the best by compiling them for the target."""
+    xla_flags: str | None = None
+    """Of the compiler, with --compile: flags, or a named set of the chip's; '' for its
+    own. Default: the set that hides communication (ahead on GPUs, overlap on TPUs)."""
     top: int = 12
     """How many layouts to tell."""
     emit: str | None = None
@@ -122,7 +125,7 @@ def plan(
         from scaling_lab.sweep import compile_run
 
         asker = functools.partial(compile_run, calibration=question.calibration)
-        found = room.confirm(found, answer.compile, asker, table.say)
+        found = room.confirm(found, answer.compile, asker, table.say, answer.xla_flags)
     if answer.emit is not None:
         return _emit(found, answer)
     return table.show(found, answer)

@@ -15,6 +15,8 @@ from scaling_lab.plan import Choice, Plan, words
 
 #: Of layouts that do not fit, so many are named.
 NAMED = 3
+#: Columns of a table on a pipe: as many as keep a layout in one piece.
+PIPED = 400
 
 
 def say(text: str) -> None:
@@ -31,7 +33,7 @@ def show(found: Plan, answer: Any) -> int:
         return write(json_.dumps(rows, indent=1), answer)
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=200)
+        console = Console(highlight=False, width=PIPED)
     console.print(_header(found), soft_wrap=True)
     console.print(_table(found))
     console.print(_beneath(found), soft_wrap=True)
@@ -94,8 +96,7 @@ def _table(found: Plan) -> Table:
 
 
 def _layout(choice: Any) -> str:
-    host = " (state on host)" if choice.host else ""
-    return choice.layout + host + ("" if choice.trained else " *")
+    return choice.layout + ("" if choice.trained else " *")
 
 
 def _marks(choice: Any) -> str:
@@ -133,11 +134,12 @@ def disagreements(choices: Iterable[Choice]) -> list[str]:
 def _beneath(found: Plan) -> Text:
     lines = ["\ntied: its interval overlaps the first's."]
     if any(choice.confirmed for choice in found.choices):
-        lines.append("confirmed: it fits, to the compiler, and takes so long.")
+        lines.append(_confirmed(found))
     if not all(choice.trained for choice in found.choices):
         lines.append(
             "*: predicted only; no run is trained or compiled here with optimizer "
-            "state on the host, experts outside fsdp, or such stages of these layers."
+            "state on the host beside stages, experts outside fsdp, or such stages of "
+            "these layers."
         )
     lines += disagreements(found.choices)
     for choice in found.unfit[:NAMED]:
@@ -148,6 +150,16 @@ def _beneath(found: Plan) -> Text:
     laws = sorted(found.ranked.candidates.refused.items(), key=lambda item: -item[1])
     lines += [f"illegal: {law} ({count} meshes)" for law, count in laws]
     return Text("\n".join(lines))
+
+
+def _confirmed(found: Plan) -> str:
+    """What confirmed means, with the compiler's flags."""
+    columns = [choice.compiled for choice in found.choices if choice.compiled]
+    flags, chip = columns[0].get("xla_flags"), found.question.target.chip
+    named = dict(chip.flags) if chip is not None else {}
+    word = next((name for name in named if named[name] == flags), flags)
+    said = f" under --xla-flags {word}" if word else ""
+    return f"confirmed: it fits, to the compiler{said}, and takes so long."
 
 
 def budget(found: list[Any], answer: Any) -> int:
@@ -179,7 +191,7 @@ def budget(found: list[Any], answer: Any) -> int:
             f"{best.hours / 24:,.1f}",
             f"{100 * best.choice.mfu_causal:.1f} %",
         )
-    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+    Console(highlight=False, width=None if sys.stdout.isatty() else PIPED).print(table)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,9 @@ def serve_report(
     from scaling_lab.studies import live
 
     server = live.server_of(live.Records(folder), host, port)
+    for each in (signal.SIGINT, signal.SIGTERM):
+        # A shell's background jobs are started deaf to the first.
+        signal.signal(each, signal.default_int_handler)
     with server:
         print(f"{live.url_of(server)}  (Ctrl-C ends it)", flush=True)
         if live.is_open(server):

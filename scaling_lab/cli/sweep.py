@@ -19,6 +19,7 @@ def sweep(
     keep_stale: bool = False,
     timeout: float | None = None,
     compile_only: bool = False,
+    share_trunk: bool = False,
     json: bool = False,
 ) -> int:
     """Run every combination of the given values, each in its own process.
@@ -33,6 +34,11 @@ def sweep(
         scaling-lab sweep --compile-only --target tpu-v6e:4x4 --size 1b \\
             --layout fsdp=16 fsdp=4,tensor=4 --batch 32 --length 4096 --out runs/b
 
+    Runs of several lengths cost little more than the longest if they share a trunk:
+
+        scaling-lab sweep --share-trunk --schedule wsd --target cpu:1 --layout data=1 \\
+            --steps 200 400 800 --out runs/c
+
     Args:
         grid: What to run; every flag takes several values.
         out: Folder for records.jsonl and report.html.
@@ -40,6 +46,8 @@ def sweep(
         keep_stale: Keep finished runs of other code, jax or flags.
         timeout: Seconds a run may take.
         compile_only: Compile each for its target, with or without the machine.
+        share_trunk: Of schedule wsd: runs that differ in steps alone are one run until
+            each cools down; in this process.
         json: Print the records as JSON lines instead of a table.
     """
     configs = make_grid(words(grid))
@@ -49,7 +57,7 @@ def sweep(
         dry_run=dry_run,
         keep_stale=keep_stale,
         timeout=timeout,
-        compile_only=compile_only,
+        how="compile" if compile_only else "branches" if share_trunk else "run",
         json=json,
     )
 
@@ -68,14 +76,19 @@ def run_configs(
     dry_run: bool = False,
     keep_stale: bool = False,
     timeout: float | None = None,
-    compile_only: bool = False,
+    how: str = "run",
     json: bool = False,
 ) -> int:
-    """Announces, runs, and shows; returns the exit code."""
+    """Announces, runs, and shows; returns the exit code.
+
+    Args:
+      how: ``run`` each in its own process, ``compile`` them only, or grow ``branches``
+        of a common trunk in this one.
+    """
     from scaling_lab import sweep as sweeps
 
     say = Console(stderr=json, highlight=False)
-    if compile_only:
+    if how == "compile":
         say.print(f"{len(configs)} to compile, a minute or two each where new")
     else:
         seconds = sweeps.estimate_seconds(configs)
@@ -84,16 +97,35 @@ def run_configs(
         for config in configs:
             say.print(f"  {_label(config)}", soft_wrap=True)
         return 0
+    if how == "branches":
+        _start(configs)
+    options: dict[str, Any] = {"keep_stale": keep_stale}
     with _Watch(say, configs) as watch:
-        summary = sweeps.sweep(
-            configs,
-            out,
-            keep_stale=keep_stale,
-            timeout=timeout,
-            watch=watch,
-            run=sweeps.compile_only if compile_only else None,
-        )
+        if how == "branches":
+            summary = sweeps.run_branches(configs, out, watch=watch, **options)
+        else:
+            run = sweeps.compile_only if how == "compile" else None
+            summary = sweeps.sweep(
+                configs, out, timeout=timeout, watch=watch, run=run, **options
+            )
     return show_summary(summary, say, as_json=json)
+
+
+def _start(configs: list[Any]) -> None:
+    """Starts JAX in this process for runs that share it.
+
+    Raises:
+      ValueError: they want different machines or flags.
+    """
+    from scaling_lab.cli.train import start_jax
+
+    wanted = {(config.target, config.xla_flags) for config in configs}
+    if len(wanted) > 1:
+        raise ValueError(
+            "--share-trunk trains in one process, and a process has one --target and "
+            "one set of --xla-flags; call it once for each"
+        )
+    start_jax(*wanted.pop())
 
 
 def show_summary(summary: Any, say: Console, *, as_json: bool) -> int:

@@ -22,6 +22,7 @@ _RUN = {field.name for field in dataclasses.fields(RunConfig)} - {
     "data",
     "size",
     "target",
+    "mup",
 }
 _OPTIMIZER = {field.name for field in dataclasses.fields(OptimizerConfig)} - {"name"}
 #: What a vocabulary is rounded up to, so that it divides over a mesh.
@@ -46,7 +47,10 @@ def configure(
       devices: of a local target; sizes a layout given by name alone.
       words: fields of `RunConfig` and `OptimizerConfig`; ``optimizer`` is a name,
         ``data`` a name or paths, ``tokenizer`` and ``held_out_fraction`` the data's,
-        ``layers`` and ``vocabulary`` replace the size's, and ``mask`` says what layers
+        ``width``, ``layers`` and ``vocabulary`` replace the size's (see
+        `models.resized`), ``mup`` names the size or the width that the learning rate
+        was tuned at (see `config.mup`), ``tokens`` is said instead of ``steps``, as a
+        number that is a whole number of steps, and ``mask`` says what layers
         see, in the words of `parallel.sight.Sight.parse`. Unless it is given,
         ``precision`` is float32 on the host's processor and the devices present, and
         bfloat16 on a TPU or GPU that is named; parameters are float32 everywhere.
@@ -55,24 +59,22 @@ def configure(
     Raises:
       ValueError: an unknown word, with the nearest that are known.
     """
-    model = models.size(family, size)
-    extra = ("optimizer", "data", "tokenizer", "held_out_fraction", "mask", *_MODEL)
+    extra = ("optimizer", "data", "tokenizer", "held_out_fraction", "mask", *_SIZES)
     for word in words:
         one_of("option", word, sorted({*_RUN, *_OPTIMIZER, *extra}))
     # To every word but one, None is silence; to clip it means never.
     given: dict[str, Any] = {
         w: v for w, v in words.items() if v is not None or w == "clip"
     }
-    changes = {_MODEL[word]: given[word] for word in _MODEL if word in given}
-    model = dataclasses.replace(model, **changes)
-    if "mask" in given:
-        model = models.seeing(model, Sight.parse(given["mask"]))
+    model, base = _models(family, size, given)
     machine = parse_target(target)
     count = machine.devices or devices
     if machine.chip is not None and machine.chip.name != "cpu":
         given.setdefault("precision", "bfloat16")
     if "xla_flags" in given:
-        given["xla_flags"] = _flags(given["xla_flags"], machine)
+        given["xla_flags"] = named_flags(given["xla_flags"], machine)
+    if "tokens" in given:
+        given["steps"] = _steps(given)
     return RunConfig(
         model=model,
         layout=parse(layout, count),
@@ -80,11 +82,12 @@ def configure(
         optimizer=_optimizer(given),
         data=_data(given),
         size=size,
+        mup=base,
         **{word: value for word, value in given.items() if word in _RUN},
     )
 
 
-def _flags(text: str, machine: Target) -> str:
+def named_flags(text: str, machine: Target) -> str:
     """Flags as they are, or those of a named set of the target's chip.
 
     Raises:
@@ -103,6 +106,53 @@ def _flags(text: str, machine: Target) -> str:
 
 
 _MODEL = {"layers": "L", "vocabulary": "V"}
+#: Words that are about the model's sizes.
+_SIZES = (*_MODEL, "width", "mup", "tokens")
+
+
+def _models(family: str, size: str, given: dict[str, Any]) -> tuple[Any, Any]:
+    """The model that the words are about, and the one that muP starts from."""
+    changes = {_MODEL[word]: given[word] for word in _MODEL if word in given}
+    model = dataclasses.replace(models.size(family, size), **changes)
+    base = _base(model, family, given) if "mup" in given else None
+    if "width" in given:
+        model = models.resized(model, width=given["width"])
+    if base is not None and hasattr(model, "embed_width"):
+        model = dataclasses.replace(model, embed_width=base.embed_width)
+    if "mask" in given:
+        model = models.seeing(model, Sight.parse(given["mask"]))
+    return model, base
+
+
+def _steps(given: dict[str, Any]) -> int:
+    """Steps that a number of tokens takes.
+
+    Raises:
+      ValueError: they are no whole number of steps, with the nearest that are: runs of
+        one sweep would otherwise differ a little in what is held equal.
+    """
+    known = {field.name: field.default for field in dataclasses.fields(RunConfig)}
+    batch, length = (given.get(word, known[word]) for word in ("batch", "length"))
+    steps, rest = divmod(given["tokens"], batch * length)
+    if rest or not steps:
+        near = sorted({max(1, steps), steps + 1})
+        raise ValueError(
+            f"tokens={given['tokens']}: a step has {batch} × {length}; nearest: "
+            f"{', '.join(str(n * batch * length) for n in near)}"
+        )
+    return steps
+
+
+def _base(model: Any, family: str, given: dict[str, Any]) -> Any:
+    """The model that muP starts from: a width of this one, or a size of the family."""
+    text = str(given["mup"])
+    if text.isdigit():
+        base = models.resized(model, width=int(text))
+    else:
+        base = models.size(family, text)
+    if hasattr(base, "embed_width"):
+        base = dataclasses.replace(base, embed_width=base.embed_width or base.D)
+    return base
 
 
 def with_data(config: RunConfig, cache_dir: Any = None, progress: Any = None):

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from scaling_lab import dims, models, record
+from scaling_lab.config import mup
 from scaling_lab.data import DataConfig
 from scaling_lab.hardware import Target, parse_target
 from scaling_lab.layouts import Layout, fit_kv_heads, fit_stages
@@ -52,6 +53,8 @@ class RunConfig:
       loss_chunks: chunks of the vocabulary the loss is cut into; ``None`` decides.
       evaluate_batches: held-out batches in an evaluation; 0 never evaluates.
       xla_flags: set before the run's process starts JAX.
+      mup: the model at the sizes its learning rate was tuned at, as a `Config` of the
+        same family; ``None`` is the standard parametrisation. See `config.mup`.
       size: what people call the model; not part of the identity.
     """
 
@@ -75,6 +78,7 @@ class RunConfig:
     loss_chunks: int | None = None
     evaluate_batches: int = 4
     xla_flags: str = ""
+    mup: Any = None
     size: str = ""
 
     def __post_init__(self) -> None:
@@ -122,11 +126,11 @@ class RunConfig:
     @functools.cached_property
     def abstract_params(self) -> dict[str, Any]:
         """Shapes and dtypes of the parameters; nothing is allocated."""
-        return dict(_abstract_params(self.model, self.parameters))
+        return dict(_abstract_params(self.model, self.parameters, self.mup))
 
     def initial(self, key: jax.Array) -> dict[str, Any]:
         """The parameters that a run begins with, as they rest."""
-        return _initial(self.model, self.parameters, key)
+        return _initial(self.model, self.parameters, self.mup, key)
 
     @property
     def id(self) -> str:
@@ -137,6 +141,8 @@ class RunConfig:
         """The non-default fields as plain JSON, so a new default orphans no run."""
         data = _non_default(self)
         data["model"] = {"family": self.family, **_non_default(self.model)}
+        if self.mup is not None:
+            data["mup"] = _non_default(self.mup)
         data["layout"] = self.layout.to_json()
         if identity:
             data.pop("size", None)
@@ -153,16 +159,12 @@ class RunConfig:
         data = dict(data)
         model = dict(data.pop("model"))
         family = models.family(model.pop("family"))
-        if isinstance(model.get("rope_scaling"), Mapping):
-            model["rope_scaling"] = RopeScaling(**model["rope_scaling"])
-        if isinstance(model.get("routing"), Mapping):
-            model["routing"] = _build(Routing, model["routing"])
-        if isinstance(model.get("mask"), Mapping):
-            model["mask"] = Sight.from_json(model["mask"])
         fields: dict[str, Any] = {
-            "model": _build(family.Config, model),
+            "model": _model(family, model),
             "layout": Layout.from_json(data.pop("layout")),
         }
+        if data.get("mup") is not None:
+            fields["mup"] = _model(family, dict(data.pop("mup")))
         if "optimizer" in data:
             fields["optimizer"] = _build(OptimizerConfig, data.pop("optimizer"))
         if "data" in data:
@@ -182,13 +184,27 @@ class RunConfig:
 
 
 @functools.lru_cache(maxsize=32)
-def _abstract_params(model: Any, parameters: str) -> dict[str, Any]:
+def _abstract_params(model: Any, parameters: str, base: Any) -> dict[str, Any]:
     # The key too is traced: a concrete one would start JAX's devices.
-    return jax.eval_shape(lambda: _initial(model, parameters, jax.random.key(0)))
+    return jax.eval_shape(lambda: _initial(model, parameters, base, jax.random.key(0)))
 
 
-def _initial(model: Any, parameters: str, key: jax.Array) -> dict[str, Any]:
-    return resting(models.family_of(model).init(model, key), parameters)
+def _initial(model: Any, parameters: str, base: Any, key: jax.Array) -> dict[str, Any]:
+    params = models.family_of(model).init(model, key)
+    if base is not None:
+        params = mup.initial(params, model, base)
+    return resting(params, parameters)
+
+
+def _model(family: Any, data: dict[str, Any]) -> Any:
+    """A family's config from plain JSON."""
+    if isinstance(data.get("rope_scaling"), Mapping):
+        data["rope_scaling"] = RopeScaling(**data["rope_scaling"])
+    if isinstance(data.get("routing"), Mapping):
+        data["routing"] = _build(Routing, data["routing"])
+    if isinstance(data.get("mask"), Mapping):
+        data["mask"] = Sight.from_json(data["mask"])
+    return _build(family.Config, data)
 
 
 def _non_default(value: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from scaling_lab import dims, models
+from scaling_lab.config import mup
 from scaling_lab.config.run import RunConfig
 from scaling_lab.layouts import (
     IllegalLayout,
@@ -63,6 +64,8 @@ def validate(config: RunConfig, devices: int | None = None) -> None:
             f"{config.family} {config.size}; use --length {longest} or less"
         )
     _check_widths(config.model)
+    if config.mup is not None:
+        mup.check(config.model, config.mup, config.optimizer.name)
     sight = models.sight(config.model)
     sight.check()
     sight.check_length(config.length)

@@ -158,8 +158,9 @@ def offloaded_share(points: Points, policy: str) -> Array:
 def recomputed_share(points: Points, policy: str) -> Array:
     """The share of a block's forward FLOPs that its backward pass does again.
 
-    A block's last result is the next block's input, so it is never among them. An
-    expert's last product is: its rows are weighed before they are summed.
+    A block's last result is the next block's input, so it is among them only where a
+    norm follows it. An expert's last product is: its rows are weighed before they are
+    summed.
     """
     if policy == "none":
         return np.zeros(len(points))
@@ -168,8 +169,10 @@ def recomputed_share(points: Points, policy: str) -> Array:
     total = sum((verb.flops for verb in found.values()), np.zeros(len(points)))
     again = np.zeros(len(points))
     for name, verb in found.items():
-        if name not in saved and name != "ffn/down":
-            again = again + verb.flops
+        share = points.ends_in_norm if name == "ffn/down" else 1.0
+        if name in saved:  # of attention without a kernel the scores were not kept
+            share = np.where(points.flash > 0, 0.0, 0.5 * (name == "attention/attend"))
+        again = again + share * verb.flops
     return again / total
 
 

@@ -87,6 +87,8 @@ class Points:
       network_bytes_per_second: one-way of one device into the data-centre network.
       ulysses: 1 where attention over ``context`` exchanges positions for heads, 0 where
         it brings every device all keys.
+      ends_in_norm: 1 where a norm follows a block's last product, which is then made
+        again unless it is saved, else 0.
       scores_again: share of attention's scores done again in the backward pass; NaN
         where it follows from ``remat`` and ``recompute``.
       away_bytes: bytes of optimizer state of one parameter that rest in the host's
@@ -160,6 +162,7 @@ class Points:
     torus_dims: Any
     network_bytes_per_second: Any
     ulysses: Any = 0.0
+    ends_in_norm: Any = 0.0
     scores_again: Any = np.nan
     away_bytes: Any = 0.0
     lockstep: Any = 0.0

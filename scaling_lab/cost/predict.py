@@ -142,8 +142,9 @@ def unsure(points: Points) -> Column:
     return np.where(points.n_experts > 0, _EXPERTS_VARY, 1.0)
 
 
-def parts_of(p: Points, eff: Calibration) -> Parts:
+def parts_of(points: Points, eff: Calibration) -> Parts:
     """Prices a step."""
+    p = _moving(points)
     s = shapes_of(p)
     work, wires = Arithmetic(p, s, eff), Wires(p, s, eff)
     again = work.again()
@@ -200,6 +201,11 @@ def parts_of(p: Points, eff: Calibration) -> Parts:
         overhead=blocks * launched + eff.of("step", p),
         scale=1 + eff.of("scale", p) * np.log2(np.maximum(p.devices / 8, 1)),
     )
+
+
+def _moving(p: Points) -> Points:
+    """Of weights that fsdp divides, ZeRO-1 and 2 over data move what ZeRO-3 does."""
+    return p.replace(zero_stage=np.where(p.fsdp > 1, 3, p.zero_stage))
 
 
 def _context(p: Points, s: Shapes, moved: Column, scores: Column) -> Column:

@@ -9,6 +9,7 @@ and written beside it; a row that cannot be read keeps its reason.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +36,8 @@ NEEDED = "seq_len global_batch_tokens hardware chips".split()
 SURPLUS = "cells beyond the heading"
 #: Words that stand for a blank cell.
 _BLANK = ("nan", "na", "n/a", "#n/a", "<na>", "null")
+#: Software that wrote attention's scores to memory, as by ``Megatron-LM (2021)``.
+_BEFORE_FUSED = re.compile(r"\(20(1\d|2[0-2])\)|megatron\+deepspeed")
 #: Above this no size of a run is meant.
 _MOST = 1e18
 
@@ -263,7 +266,7 @@ class Row:
     def flash(self, found: Chip) -> bool:
         """Whether attention is fused; before 2022 it was not."""
         text = f"{self.text('framework')} {self.text('remat')}".lower()
-        old = found.name == "v100" or "(2022)" in text or "megatron+deepspeed" in text
+        old = found.name == "v100" or _BEFORE_FUSED.search(text) is not None
         if old or "core attention" in text:
             self.say("attention not fused: the software is older than it")
             return False

@@ -89,6 +89,8 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
     kinds = {"none": "none", "full": "full"}
     kind = policies.parse(config.remat).kind
     devices = layout.devices
+    flash = found.name != "cpu" and fused(found, layout)
+    again = _again(config, flash)
     peak, wide = peak_of(found, config.precision)
     resting = float(jnp.dtype(config.parameters).itemsize)
     return {
@@ -117,10 +119,10 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
         "grad_bytes": resting,
         **_state(config),
         "remat": REMATS.index(kinds.get(kind, "selective")),
-        "recompute": _again(config),
-        "kept": 1.0 if kind == "none" else 1.0 - 0.9 * _again(config),
+        "recompute": again,
+        "kept": 1.0 if kind == "none" else 1.0 - 0.9 * again,
         "offload": 0.0,
-        "flash": float(found.name != "cpu" and fused(found, layout)),
+        "flash": float(flash),
         "gathers": 1.0 if layout.gather == "step" else 2.0,
         "host_bytes_per_second": host_rate(found),
     }
@@ -145,6 +147,7 @@ def _model(config: RunConfig) -> dict[str, Any]:
         **found,
         "gated": float(found["gated"]),
         "tied": float(found["tied"]),
+        "ends_in_norm": float(found["ends_in_norm"]),
         "attention_params": np.nan if latent is None else latent,
     }
 
@@ -161,9 +164,18 @@ def _seen(config: RunConfig) -> dict[str, Any]:
     return {"window": max(1.0, (seen / layers - rest) / share)}
 
 
-def _again(config: RunConfig) -> float:
-    """The share of the blocks' forward FLOPs that the backward pass does again."""
+def _again(config: RunConfig, flash: bool) -> float:
+    """The share of the blocks' forward FLOPs that the backward pass does again.
+
+    Args:
+      flash: scores are never written, so that the gradient's kernel makes them anew
+        under any policy; what that takes is priced with the kernel.
+    """
     entries = [e for e in record(config) if e.verb not in ("cross_entropy", "take")]
     total = sum(entry.flops for entry in entries)
-    again = sum(entry.flops * recomputed(config.remat, entry) for entry in entries)
+    again = 0.0
+    for entry in entries:
+        share = recomputed(config.remat, entry)
+        kept = entry.verb == "attend" and share < 1
+        again += 0.0 if flash and kept else entry.flops * share
     return again / total if total else 0.0

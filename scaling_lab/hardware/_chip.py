@@ -76,7 +76,7 @@ class Chip:
       no_compiler: why there is none, and what is left.
       compile_name: what the TPU compiler calls it.
       gpu: what the GPU compiler wants to know.
-      flags: named sets of its compiler's flags.
+      flags: named sets of its compiler's flags; a plan compiles with the first.
       conflicts: where sources disagree: what each says, and which is taken.
       notes: what to know before trusting a number.
     """
@@ -123,6 +123,11 @@ class Chip:
         """The name of its scale-up network: ``ici``, ``nvlink``, ``xgmi`` or ``""``."""
         names = {"Google": "ici", "NVIDIA": "nvlink", "AMD": "xgmi"}
         return names.get(self.vendor, "")
+
+    @property
+    def planned_flags(self) -> str:
+        """Flags that a plan compiles with, to hide communication as is predicted."""
+        return next(iter(self.flags.values()), "")
 
     @property
     def axis_bytes_per_second(self) -> float | None:

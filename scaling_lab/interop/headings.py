@@ -20,7 +20,9 @@ NUMBERS: dict[str, tuple[tuple[float, tuple[str, ...]], ...]] = {
                 "step_time_s",
                 "seconds_per_step",
                 "time_per_step",
+                "iteration_time",
                 "iteration_time_s",
+                "throughput_duration",
                 "perf_step_time_seconds",
                 "time_metrics_end_to_end_s",
                 "s_per_step",
@@ -45,6 +47,8 @@ NUMBERS: dict[str, tuple[tuple[float, tuple[str, ...]], ...]] = {
                 "tokens_per_second_per_device",
                 "tokens_per_sec_per_device",
                 "tokens_per_sec_per_gpu",
+                "throughput_tokens_per_sec_per_gpu",
+                "throughput_device_tokens_per_sec",
                 "perf_per_device_tokens_per_sec",
                 "tokens_s_gpu",
                 "throughput_tps",
@@ -53,7 +57,17 @@ NUMBERS: dict[str, tuple[tuple[float, tuple[str, ...]], ...]] = {
         ),
     ),
     "tokens_per_second": (
-        (1.0, ("tokens_per_second", "tokens_per_sec", "tokens_s", "throughput_tokens")),
+        (
+            1.0,
+            (
+                "tokens_per_second",
+                "tokens_per_sec",
+                "tokens_s",
+                "throughput_tokens",
+                "throughput_tokens_per_sec",
+                "throughput_tokens_per_second",
+            ),
+        ),
     ),
     "tflops_per_chip": (
         (
@@ -68,7 +82,18 @@ NUMBERS: dict[str, tuple[tuple[float, tuple[str, ...]], ...]] = {
             ),
         ),
     ),
-    "mfu": ((1.0, ("mfu", "model_flops_utilization")), (1e-2, ("mfu_percent",))),
+    "mfu": (
+        (
+            1.0,
+            (
+                "mfu",
+                "model_flops_utilization",
+                "throughput_device_mfu",
+                "throughput_mfu",
+            ),
+        ),
+        (1e-2, ("mfu_percent",)),
+    ),
     "peak_bytes": (
         (1.0, ("peak_bytes", "peak_memory_bytes", "max_memory_allocated")),
         (

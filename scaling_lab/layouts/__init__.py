@@ -8,7 +8,7 @@ from scaling_lab.layouts.explicit import ExplicitPlacement
 from scaling_lab.layouts.grammar import names, parse
 from scaling_lab.layouts.legality import check, fit_kv_heads
 from scaling_lab.layouts.mesh import make_mesh
-from scaling_lab.layouts.placement import Placement
+from scaling_lab.layouts.placement import Placement, scaled
 from scaling_lab.layouts.stage_laws import check_stages, check_turns
 from scaling_lab.layouts.stages import (
     alternate,
@@ -42,6 +42,7 @@ __all__ = [
     "names",
     "parse",
     "passes",
+    "scaled",
     "schedule_of",
     "stages_of",
     "through_stages",

@@ -56,6 +56,8 @@ class Placement(Moves):
       loss_chunks: how many chunks of the vocabulary the loss is cut into, each made
         again in the backward pass; ``None`` decides.
       loss_elements: logits of one device at a time, where it decides.
+      attend_scale, head_scale: what scores of attention and logits are multiplied by,
+        beside the root of H.
       group_with: rows times their experts' weights on one device.
     """
 
@@ -70,6 +72,8 @@ class Placement(Moves):
     attend_residual: str = ""
     loss_chunks: int | None = None
     loss_elements: int = cross_entropy.KEEP_ELEMENTS
+    attend_scale: float = 1.0
+    head_scale: float = 1.0
     group_with: experts.Grouped = experts.blocked
 
     def einsum(
@@ -146,6 +150,7 @@ class Placement(Moves):
         else:  # keys of earlier positions: a cache is held whole
             length = ()
         with jax.named_scope(name):
+            q_BTNH = scaled(q_BTNH, self.attend_scale)
             if self.mesh is None or not (batch or length or heads):
                 result = attend_with(q_BTNH, k_BSKH, v_BSKH, mask)
             else:
@@ -240,7 +245,7 @@ class Placement(Moves):
             chunk = -(-vocabulary // self.loss_chunks)
         with jax.named_scope(name):
             shards = cross_entropy.Shards()
-            hidden_BTD = hidden_BTD.astype(self.compute)
+            hidden_BTD = scaled(hidden_BTD.astype(self.compute), self.head_scale)
             head_DV = head_DV.astype(self.compute)
             if self.mesh is not None:
                 shards = self._loss_shards(spec)
@@ -272,3 +277,8 @@ class Placement(Moves):
             tuple(axis for axis in reduced if axis in (*batch, *length)),
             self.reduce,
         )
+
+
+def scaled(array: Array, factor: float) -> Array:
+    """The array times a number; the array itself where that is 1."""
+    return array if factor == 1.0 else array * jnp.asarray(factor, array.dtype)

@@ -23,6 +23,7 @@ import pkgutil
 from types import ModuleType
 from typing import Any
 
+from scaling_lab.models.dial import resized as resized
 from scaling_lab.names import unknown
 from scaling_lab.parallel.sight import Sight
 

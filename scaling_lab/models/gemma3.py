@@ -40,7 +40,7 @@ class Config:
     Attributes:
       window: positions that a local layer sees. period: every so manyth is global.
       stretch: of the global layers' positions. query_width: queries are divided by its
-        root; default H.
+        root; default H. embed_width: embeddings are multiplied by its root; default D.
     """
 
     L: int
@@ -54,6 +54,7 @@ class Config:
     period: int = 6
     stretch: float = 8.0
     query_width: int | None = None
+    embed_width: int | None = None
     tied: bool = True
     rope_base: float = 1_000_000.0
     local_rope_base: float = 10_000.0
@@ -222,7 +223,7 @@ def hidden(
 ) -> Output:
     """Tokens to the normed hidden state under the head."""
     x_BTD = place.take(params["embed_VD"], batch["tokens_BT"], name="embed")
-    x_BTD = x_BTD * config.D**0.5
+    x_BTD = x_BTD * (config.embed_width or config.D) ** 0.5
     at_BT = batch["positions_BT"]
     tables = {
         **rope_tables(at_BT / config.stretch, config.H, config.rope_base, None),

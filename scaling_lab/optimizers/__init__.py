@@ -36,6 +36,7 @@ __all__ = [
     "is_balance",
     "along",
     "applied",
+    "cooldown_start",
     "is_matrix",
     "make",
     "per_layer",
@@ -86,14 +87,22 @@ class OptimizerConfig:
     balance: float = 1e-3
 
 
-def make(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+def make(
+    config: OptimizerConfig, steps: int, rates: Mapping[str, float] | None = None
+) -> optax.GradientTransformation:
     """The optimizer of a run of so many steps; clipping is the train step's.
+
+    Args:
+      rates: of every parameter's path what its learning rate is multiplied by, decay
+        left alone; adamw and lion know how.
 
     Raises:
       ValueError: unknown optimizer or schedule, with the nearest names.
     """
     rate = schedule(config, steps)
     chosen = _named(_OPTIMIZERS, "optimizer", config.name)(config, rate)
+    if rates is not None:
+        chosen = _rated(config, rate, rates)
     if config.name == "adafactor" and config.moments != "float32":
         raise ValueError(
             f"moments={config.moments!r}: adafactor's are sums over rows and columns, "
@@ -121,6 +130,16 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return rate
 
 
+def cooldown_start(config: OptimizerConfig, steps: int) -> int:
+    """Steps of a run before ``wsd`` decays: until then its length changes nothing."""
+    return steps - _tail(config, max(1, steps - min(config.warmup, steps)))
+
+
+def _tail(config: OptimizerConfig, after: int) -> int:
+    """Steps of ``wsd`` that decay, of those after the warm-up."""
+    return max(1, round(config.decay * after))
+
+
 def _decayed(params: Params) -> Any:
     def of(path: Any, _: Any) -> bool:
         return is_matrix(str(path[-1].key))
@@ -136,6 +155,29 @@ def _adamw(c: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransforma
 
 def _lion(c: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
     return optax.lion(rate, c.b1, c.b2, weight_decay=c.weight_decay, mask=_decayed)
+
+
+def _rated(
+    c: OptimizerConfig, rate: optax.Schedule, rates: Mapping[str, float]
+) -> optax.GradientTransformation:
+    """AdamW or Lion whose step, but not its decay, has a rate for every parameter."""
+
+    def each(updates: Any, params: Any = None) -> Any:
+        del params
+        return jax.tree.map_with_path(
+            lambda path, leaf: leaf * rates["/".join(dims.keys(path))], updates
+        )
+
+    steps = {
+        "adamw": optax.scale_by_adam(c.b1, c.b2, c.epsilon),
+        "lion": optax.scale_by_lion(c.b1, c.b2),
+    }
+    return optax.chain(
+        _named(steps, "optimizer of mup", c.name),
+        optax.stateless(each),
+        optax.add_decayed_weights(c.weight_decay, _decayed),
+        optax.scale_by_learning_rate(rate),
+    )
 
 
 def _adafactor(c: OptimizerConfig, rate: optax.Schedule):
@@ -208,7 +250,7 @@ def _linear(c, peak, low, steps):
 
 def _wsd(c, peak, low, steps):
     """Warmup-stable-decay (Hu et al. 2024, MiniCPM): flat, then linear at the end."""
-    tail = max(1, round(c.decay * steps))
+    tail = _tail(c, steps)
     return optax.linear_schedule(peak, low, tail, transition_begin=steps - tail)
 
 

@@ -49,7 +49,15 @@ def points(shape: Shape, machine_: Columns, **run: Any) -> Points:
     Args:
       machine_: what `machine` says. run: further columns; a scalar is a whole column.
     """
-    return Points(**{**_RUN, **model(shape), **machine_, **run})
+    found = {**_RUN, **model(shape), **machine_, **run}
+    found["window"] = _seen(shape.window, found["seq_len"])
+    return Points(**found)
+
+
+def _seen(window: int, length: Any) -> Any:
+    """Keys that an average query of a local layer sees: the first see fewer."""
+    near = np.minimum(window, length)
+    return near - near * (near - 1) / (2 * np.maximum(length, 1))
 
 
 def model(shape: Shape) -> Columns:
@@ -72,6 +80,7 @@ def model(shape: Shape) -> Columns:
         "dense_layers": shape.dense_layers,
         "window": shape.window,
         "window_share": shape.window_share,
+        "ends_in_norm": int(shape.ends_in_norm),
         "params": shape.params,
         "active_params": shape.active_params,
     }

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from scaling_lab.config import RunConfig
+from scaling_lab.config.ask import named_flags
 from scaling_lab.config.validate import PRECISIONS
 from scaling_lab.layouts import parse
 from scaling_lab.optimizers import OptimizerConfig
@@ -18,8 +19,11 @@ from scaling_lab.record import RunRecord
 PATIENCE = 2
 
 
-def config_of(question: Question, choice: Choice) -> RunConfig:
+def config_of(question: Question, choice: Choice, xla_flags: str = "") -> RunConfig:
     """The run that a choice is, as it would be trained here.
+
+    Args:
+      xla_flags: of the compiler.
 
     Raises:
       ValueError: it cannot be trained here yet, with what stands in the way.
@@ -33,8 +37,9 @@ def config_of(question: Question, choice: Choice) -> RunConfig:
     if not choice.trained:
         raise ValueError(
             f"layout {choice.layout}: runs are not trained and compiled here with "
-            "optimizer state in the host's memory, experts outside fsdp, or stages "
-            "that these layers do not divide into; take another of the plan's layouts"
+            "optimizer state in the host's memory beside stages, experts outside fsdp, "
+            "or stages that these layers do not divide into; take another of the "
+            "plan's layouts"
         )
     if question.precision not in PRECISIONS:
         raise ValueError(
@@ -43,10 +48,7 @@ def config_of(question: Question, choice: Choice) -> RunConfig:
         )
     return RunConfig(
         model=model,
-        layout=parse(
-            choice.layout + ("+offload_optimizer" if choice.host else ""),
-            question.devices,
-        ),
+        layout=parse(choice.layout, question.devices),
         target=question.target.text,
         batch=question.batch,
         length=question.length,
@@ -55,6 +57,7 @@ def config_of(question: Question, choice: Choice) -> RunConfig:
         accumulate=choice.microbatches,
         optimizer=OptimizerConfig(name=question.optimizer),
         size=question.shape.name,
+        xla_flags=xla_flags,
     )
 
 
@@ -75,6 +78,7 @@ def confirm(
     count: int,
     compile_run: Callable[[RunConfig], RunRecord],
     tell: Callable[[str], None] = lambda _: None,
+    flags: str | None = None,
 ) -> Plan:
     """Compiles the best until `count` of them are known to fit.
 
@@ -84,38 +88,44 @@ def confirm(
     Args:
       compile_run: a config's record with its ``compiled`` column.
       tell: told what is being compiled.
+      flags: the compiler's, or a named set of the chip's; ``None`` for the set that
+        hides communication (`Chip.planned_flags`): the clocks that predictions are
+        fitted on are of software that does.
 
     Raises:
       ValueError: nothing of this plan can be compiled here.
     """
     heard: dict[int, Choice] = {}
-    tries = 0
+    tries, target = 0, found.question.target
+    if flags is None:
+        flags = target.chip.planned_flags if target.chip is not None else ""
+    flags = named_flags(flags, target)
     while tries < PATIENCE * count:
         confirmed = [choice for choice in heard.values() if choice.confirmed]
         rest = [c for c in found.choices if c.trained and c.index not in heard]
         if len(confirmed) >= count or not rest:
             break
         choice, tries = rest[0], tries + 1
-        config = config_of(found.question, choice)
+        config = config_of(found.question, choice, flags)
         tell(f"compiling {choice.layout}, {choice.microbatches} microbatches, remat "
              f"{choice.remat} for {config.target}")  # fmt: skip
-        heard[choice.index] = _heard(choice, compile_run(config))
+        heard[choice.index] = _heard(choice, compile_run(config), flags)
         if not heard[choice.index].confirmed:
             found.ranked.fits[choice.index] = False
             found = answered(found.ranked, found.top)
     if not heard:
         raise ValueError(
             "nothing of this plan can be compiled: its layouts want optimizer state on "
-            "the host, experts outside fsdp, or stages that these layers do not divide "
-            "into; allow more --axes, or more devices"
+            "the host beside stages, experts outside fsdp, or stages that these layers "
+            "do not divide into; allow more --axes, or more devices"
         )
     choices = [_with(choice, heard.get(choice.index)) for choice in found.choices]
     refused = [choice for choice in heard.values() if not choice.confirmed]
     return dataclasses.replace(found, choices=(*choices, *refused))
 
 
-def _heard(choice: Choice, record: RunRecord) -> Choice:
-    column: dict[str, Any] = record.compiled or {}
+def _heard(choice: Choice, record: RunRecord, flags: str) -> Choice:
+    column: dict[str, Any] = {**(record.compiled or {}), "xla_flags": flags}
     fits = record.status == "ok" and column.get("fits") is not False
     peak = column.get("peak_bytes")
     reason = choice.reason

@@ -51,6 +51,7 @@ class Shape:
     dense_layers: int = 0
     window: int = 0
     window_share: float = 0.0
+    ends_in_norm: bool = False
     latent: int | None = None
     length: int | None = None
     config: Any = None
@@ -116,7 +117,8 @@ def _llama(data: dict[str, Any], kind: str) -> Shape:
     outside += width if kind == "qwen2_moe" else 0  # the shared expert's own gate
     outside += moe["n_experts"] if kind == "deepseek_v3" else 0  # its balancing bias
     sparse = layers - dense
-    norms = 4 if kind.startswith(("gemma2", "gemma3")) else 2
+    ends_in_norm = kind.startswith(("gemma2", "gemma3"))
+    norms = 4 if ends_in_norm else 2
     every = layers * (attention + norms * width) + dense * 3 * width * inner
     every += sparse * outside + vocab * width * (1 if tied else 2) + width
     local = _window(data, kind, layers)
@@ -137,6 +139,7 @@ def _llama(data: dict[str, Any], kind: str) -> Shape:
         latent=attention if kind.startswith("deepseek") else None,
         window=local[0],
         window_share=local[1],
+        ends_in_norm=ends_in_norm,
         length=data.get("max_position_embeddings"),
     )
 

@@ -191,8 +191,6 @@ def sequence(question: Question, found: Candidates) -> np.ndarray:
 
 def predicted(question: Question, run: Points) -> Prediction:
     """Prices of candidates' points."""
-    # Of weights that fsdp divides, ZeRO-1 and 2 over data move what ZeRO-3 does.
-    run = run.replace(zero_stage=np.where(run.fsdp > 1, 3, run.zero_stage))
     parts = [
         predict(run.take(slice(start, start + CHUNK)), question.calibration)
         for start in range(0, max(len(run), 1), CHUNK)

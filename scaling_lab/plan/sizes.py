@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from scaling_lab.cost.memory import memory
-from scaling_lab.hardware import Chip, Target
+from scaling_lab.hardware import Chip, Target, chip
 from scaling_lab.plan import words
 from scaling_lab.plan.answer import Choice, plan
 from scaling_lab.plan.candidates import candidates
@@ -69,7 +69,7 @@ def lightest(question: Question) -> tuple[float, str]:
     if chip is not None and chip.host_bytes_per_second is not None:
         away = state_on_host(priced, run).hbm_bytes
         if away.min() < needs.min():
-            needs, where = away, " (state on host)"
+            needs, where = away, words.AWAY
     index = int(np.argmin(needs))
     return float(needs[index]), words.layout_of(question, found, index) + where
 
@@ -190,6 +190,35 @@ def machines(chip: Chip | None) -> Iterator[Target]:
     while nodes <= MOST_NODES:
         yield Target(chip, (nodes, used))
         nodes *= 2
+
+
+def machine_of(text: str, chips: int | None = None) -> str:
+    """A target's text: as it is, or so many of a chip.
+
+    Raises:
+      ValueError: unknown chip; no machine of so many, with the nearest; neither number
+        nor topology.
+    """
+    name = text.partition(":")[0]
+    if chips is None:
+        if ":" not in text:
+            raise ValueError(
+                f"target {text!r} says no number of chips; give --chips, or a topology"
+            )
+        return text
+    if ":" in text:
+        raise ValueError(
+            f"target {text!r} has its chips already; leave --chips {chips} out, or the "
+            "topology"
+        )
+    known = {target.chips: target for target in machines(chip(name))}
+    if chips not in known:
+        near = sorted((n for n in known if n), key=lambda n: abs(n - chips))[:3]
+        raise ValueError(
+            f"no machine of {chips} {name} is known; nearest: "
+            f"{', '.join(f'{n} ({known[n].text})' for n in near)}, or write a topology"
+        )
+    return known[chips].text
 
 
 def _best(

@@ -86,6 +86,13 @@ COLUMNS: tuple[Column, ...] = (
     Column("precision", _A + "precision", "text", "precision"),
     Column("accumulate", _A + "accumulate", "count", "accumulate", "microbatches"),
     Column("optimizer", _A + "optimizer", "text", "optimizer"),
+    Column(
+        "learning_rate",
+        _A + "learning_rate",
+        "number",
+        "learning rate",
+        "the schedule's peak",
+    ),
     Column("params", _A + "params", "count", "parameters"),
     Column(
         "params_without_embedding",

@@ -12,7 +12,7 @@ import optax
 from jax.sharding import AxisType, SingleDeviceSharding
 
 from scaling_lab import dims, layouts, models, optimizers
-from scaling_lab.config import RunConfig, together
+from scaling_lab.config import RunConfig, mup, together
 from scaling_lab.layouts import ExplicitPlacement, Placement
 from scaling_lab.parallel import (
     attention,
@@ -104,6 +104,7 @@ def make_placement(config: RunConfig, devices: Any = None) -> Placement:
     )
     return cls(
         **_habits(platform),
+        **_scales(config),
         layout=layout,
         mesh=None
         if one and devices is None
@@ -122,6 +123,14 @@ def make_placement(config: RunConfig, devices: Any = None) -> Placement:
 def _low(config: RunConfig) -> low_precision.Coded | None:
     recipe = low_precision.RECIPES.get(config.precision)
     return None if recipe is None else low_precision.Coded(recipe)
+
+
+def _scales(config: RunConfig) -> dict[str, Any]:
+    """muP's multipliers, under their names of a placement."""
+    if config.mup is None:
+        return {}
+    found = mup.multipliers(config.model, config.mup)
+    return {f"{verb}_scale": factor for verb, factor in found.items()}
 
 
 def _habits(platform: str) -> dict[str, Any]:
@@ -151,7 +160,8 @@ def _habits(platform: str) -> dict[str, Any]:
 def make_program(config: RunConfig, devices: Any = None) -> Program:
     """Placement, initial state and jitted functions of a validated config."""
     place = make_placement(config, devices)
-    optimizer = optimizers.make(config.optimizer, config.steps)
+    rates = None if config.mup is None else mup.rates(config.model, config.mup)
+    optimizer = optimizers.make(config.optimizer, config.steps, rates)
     shardings = state_shardings(config, place, optimizer)
     init = functools.partial(_init, config, optimizer)
     return Program(

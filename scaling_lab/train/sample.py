@@ -13,7 +13,7 @@ import numpy as np
 
 from scaling_lab import models
 from scaling_lab.config import RunConfig
-from scaling_lab.layouts import Placement
+from scaling_lab.layouts import Placement, scaled
 from scaling_lab.models import ops
 from scaling_lab.train.program import Program, make_placement, shardings_of
 
@@ -116,7 +116,7 @@ def _next_logits(
     }
     output = family.hidden(config.model, params, batch, place, cache)
     head_DV = family.head(config.model, params)
-    last_BTD = output.hidden_BTD[:, -1:]
+    last_BTD = scaled(output.hidden_BTD[:, -1:], place.head_scale)
     logits_BTV = place.einsum("BTD,DV->BTV", last_BTD, head_DV, name="head")
     return logits_BTV.astype(jnp.float32), output.cache
 

@@ -32,6 +32,11 @@ class Tile(NamedTuple):
         rows, columns, depth = map(pl.cdiv, self.whole, self.sides)
         return rows, columns, depth
 
+    def filled(self) -> tuple[int, int, int]:
+        """The lengths that all of them cover."""
+        (rows, columns, depth), (down, across, steps) = self.sides, self.counts()
+        return rows * down, columns * across, depth * steps
+
 
 def of_rows(tile: Tile, across: bool, middle: bool, *refs: Any) -> None:
     """One tile of rows: all of its depth, and its own rows written.

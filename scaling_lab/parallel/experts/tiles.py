@@ -105,6 +105,14 @@ def _side(size: int, most: int) -> int:
     return min(most, max(SHORTEST, 1 << max(0, size - 1).bit_length()))
 
 
+def _along(size: int, most: int) -> int:
+    """The side of tiles along a length: shorter where that leaves none half empty."""
+    side = _side(size, most)
+    while side > most // 4 and size > side and size % side:
+        side //= 2
+    return side if size % side == 0 else _side(size, most)
+
+
 def _visits(size_E: Array, rows: int, block: int) -> _Visits:
     """The tiles that experts' rows touch, first those of the first expert."""
     experts = size_E.shape[0]
@@ -146,8 +154,8 @@ _product.defvjp(_product_forward, _product_backward)
 
 def _tile(rows: int, whole: tuple[int, int, int], dtype: Any) -> bodies.Tile:
     narrow = 1 if jnp.dtype(dtype).itemsize <= 2 else 2
-    columns = _side(whole[1], COLUMNS // narrow)
-    return bodies.Tile((rows, columns, _side(whole[2], DEPTH // narrow)), whole)
+    columns = _along(whole[1], COLUMNS // narrow)
+    return bodies.Tile((rows, columns, _along(whole[2], DEPTH // narrow)), whole)
 
 
 def _of_rows(
@@ -167,7 +175,7 @@ def _of_rows(
         (*visits[:4], x_CD, call.stored(weight_EDF)),
         jax.ShapeDtypeStruct((rows, width), x_CD.dtype),
         programs=visits.expert_M.shape[0] * tile.counts()[1],
-        flops=2 * made * width * depth,
+        flops=2 * made * math.prod(tile.filled()[1:]),
         elements=made * width,
     )
 
@@ -177,7 +185,7 @@ def _of_weights(call: _Call, x_CD: Array, d_CF: Array, visits: _Visits) -> Array
     experts = visits.start_E.shape[0]
     left, right = (d_CF, x_CD) if call.first == 2 else (x_CD, d_CF)
     whole = (left.shape[1], right.shape[1], left.shape[0])
-    tile = _tile(_side(whole[0], ROWS), whole, x_CD.dtype)
+    tile = _tile(_along(whole[0], ROWS), whole, x_CD.dtype)
     down, across, _ = tile.counts()
     down = -(-down // bodies.TOGETHER) * bodies.TOGETHER
     made = call.mean + experts * tile.sides[2] // 2  # last steps are half empty
@@ -189,7 +197,7 @@ def _of_weights(call: _Call, x_CD: Array, d_CF: Array, visits: _Visits) -> Array
         (visits.start_E, visits.end_E, left, right),
         jax.ShapeDtypeStruct(tuple(shape), x_CD.dtype),
         programs=experts * down * across,
-        flops=2 * made * math.prod(whole[:2]),
+        flops=2 * made * math.prod(tile.filled()[:2]),
         elements=math.prod(shape),
     )
     return jnp.moveaxis(found, 0, call.first)

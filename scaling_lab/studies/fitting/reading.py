@@ -86,6 +86,8 @@ def _records(path: Path) -> pd.DataFrame:
     found = with_status(frame(path), True).reset_index(drop=True)
     if found.empty:
         raise ValueError(f"no run in {path} ended well: nothing to fit")
+    # What laws call a batch is counted in tokens; ours is in sequences.
+    found = found.rename(columns={"batch": "sequences"})
     found["tokens"] = found["steps"] * found["tokens_per_step"]
     for name in [str(each) for each in found if str(each).startswith(PER_TOKEN)]:
         found["flops_" + name.removeprefix(PER_TOKEN)] = found[name] * found["tokens"]

@@ -17,6 +17,8 @@ from scaling_lab.studies.law import Array, Law, Path
 
 #: Beyond this many e-folds from its best value a parameter has no end.
 ENDLESS = 14.0
+#: Of the bootstrap's refits, how many a fit hands on.
+DRAWS = 400
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +171,16 @@ class Fit:
         paths = [law.best_path(law.values(row)) for row in self.curve.refits]
         found = [(each.a, each.b) for each in paths if each is not None]
         return np.array(found) if found else None
+
+    def draws(self) -> dict[str, list[float]] | None:
+        """Constants of the bootstrap's refits by name, for whoever carries them on."""
+        if self.curve is None or self.curve.refits is None:
+            return None
+        rows = [self.curve.law.values(row) for row in self.curve.refits[:DRAWS]]
+        return {
+            name: [float(f"{row[name]:.6g}") for row in rows]
+            for name in self.parameters
+        }
 
     def _between(self, values: Array) -> tuple[float, float]:
         tail = (1 - self.interval) / 2

@@ -46,6 +46,7 @@ def as_json(fit: Fit) -> dict[str, Any]:
         "held_out": vars(fit.held_out) if fit.held_out else None,
         "notes": list(fit.points.notes),
         "warnings": fit.warnings,
+        "draws": fit.draws(),
     }
     if curve is not None:
         found |= _of_curve(curve)
