@@ -206,6 +206,11 @@ def machine_of(text: str, chips: int | None = None) -> str:
                 f"target {text!r} says no number of chips; give --chips, or a topology"
             )
         return text
+    if ":" in text:
+        raise ValueError(
+            f"target {text!r} has its chips already; leave --chips {chips} out, or the "
+            "topology"
+        )
     known = {target.chips: target for target in machines(chip(name))}
     if chips not in known:
         near = sorted((n for n in known if n), key=lambda n: abs(n - chips))[:3]
