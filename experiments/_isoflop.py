@@ -81,6 +81,11 @@ def label(config: RunConfig) -> str:
     )
 
 
+def read(configs: Sequence[RunConfig]) -> list[RunConfig]:
+    """The configs with their text read, as their records know them."""
+    return [with_data(config)[0] for config in configs]
+
+
 def run_all(
     configs: Sequence[RunConfig],
     out: Path,
@@ -101,7 +106,7 @@ def run_all(
     """
     if jobs > 1:
         os.environ["NPROC"] = "1"  # XLA's own word for the size of its pool
-    configs = [with_data(config)[0] for config in configs]
+    configs = read(configs)
     clock, waiting = Clock(configs, say), queue.SimpleQueue[RunConfig]()
     for config in sorted(configs, key=flops_of):
         waiting.put(config)
@@ -253,7 +258,7 @@ def small(row: record.RunRecord) -> record.RunRecord:
     """A record without what this question does not ask: compiled, every clock."""
     measured = dict(row.measured or {})
     loss = dict(measured.get("loss") or {})
-    values = loss.pop("values", [])
+    values, _ = loss.pop("values", []), loss.pop("steps", None)
     every = max(1, len(values) // 40)
     kept = {
         "loss": {**loss, f"every_{every}": [round(v, 4) for v in values[::every]]},

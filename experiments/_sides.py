@@ -23,7 +23,9 @@ LOADS = {"8k": (2, 4096), "2k": (1, 2048)}
 #: Policies of a tuned layout that the compiler is asked about: of FSDP, of HSDP.
 TUNED, TUNED_APART = 2, 1
 #: Of the planner's best layouts so many, and of the best of them so many more policies.
-LAYOUTS, POLICIES = 3, 4
+LAYOUTS, POLICIES = 4, 4
+#: Of the compiled ones so many of the fastest, each on other axes, are changed further.
+LEADERS = 2
 #: Layers that are written out at most: of more the scheduler loses sight of memory.
 WRITTEN_OUT = 40
 NO_PIPELINE = ("data", "expert", "fsdp", "context", "tensor")
@@ -113,9 +115,11 @@ def layouts(point: Point) -> list[list[lab.RunConfig]]:
     """The planner's layouts, no two over the same axes, each with its policies.
 
     Of every kind of policy (`plan.refine`) the best, the predicted fastest first. A
-    chip's flags ``ahead`` change no program, only how early its collectives start.
+    chip's flags ``ahead`` or ``overlap`` change no program, only how early its
+    collectives start and how much memory beside the units a product may use.
     """
-    ahead = point.question.target.chip.flags.get("ahead", "")
+    flags = point.question.target.chip.flags
+    ahead = flags.get("ahead", flags.get("overlap", ""))
     plans = plan.plan(point.question, top=10_000)
     kinds: dict[tuple[str, ...], plan.Choice] = {}
     for choice in plans.choices:
@@ -135,12 +139,15 @@ def layouts(point: Point) -> list[list[lab.RunConfig]]:
 def changes(point: Point) -> dict[str, dict[str, Any]]:
     """What is tried on the best of them, one after the other, and kept if it is faster.
 
-    Every named set of the chip's flags; and layers written out, which spares the copies
-    of a loop's results. A TPU's compiler takes too long over them.
+    Every named set of the chip's flags; two layers in a turn of their loop, so that
+    one's weights come while the other computes; and layers written out, which spares
+    the copies of a loop's results. A TPU's compiler takes too long over them.
     """
     question = point.question
     chip = question.target.chip
     found = {f"flags: {name}": {"xla_flags": chip.flags[name]} for name in chip.flags}
+    if question.shape.layers % 2 == 0:
+        found["two layers a turn"] = {"stack": "scan:2"}
     if chip.compiler == "gpu" and question.shape.layers <= WRITTEN_OUT:
         found["layers written out"] = {"stack": "unroll"}
     return found
@@ -158,7 +165,7 @@ def steps(config: lab.RunConfig, first: lab.RunConfig) -> dict[str, lab.RunConfi
         "host's memory": under,
         "layout": dataclasses.replace(under, layout=config.layout),
         "flags": dataclasses.replace(config, stack=first.stack),
-        "layers written out": config,
+        "layers of a turn": config,
     }
     found: dict[str, lab.RunConfig] = {}
     for name, each in every.items():

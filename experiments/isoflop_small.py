@@ -4,8 +4,9 @@ Run:     python -m experiments.isoflop_small --out runs/iso [--budgets 3e12 1e13
          [--jobs 2] [--most 5] [--dry-run] [--keep-stale] [--tune] [--keep]
          then: scaling-lab fit runs/iso --law isoflop --json fit.json
          --figure isoflop.svg
-Takes:   under three hours of two quiet CPU cores, half of it the top budget; repeat the
-         command after any stop. --tune, before it: three minutes.
+Takes:   two and a half hours of two quiet CPU cores by the step times of its sizes (35
+         to 66 GFLOP/s a core), two thirds of it the top budget; repeat the command
+         after any stop. --tune, before it: two minutes.
 Expect:  (written before the runs) valleys a tenth of a bit deep over a factor of eight
          in parameters, with optima near 0.15M parameters at 3e12 FLOP and 0.8M at 1e14;
          N* grows with an exponent of 0.45 to 0.55, and the loss at the top budget's
@@ -102,6 +103,9 @@ def study(
 
     Args:
       options: of `_isoflop.run_all`.
+
+    Raises:
+      ValueError: the lower budgets have no optima to foretell from.
     """
     top = max(grid)
     lower = {c: grid[c] for c in grid if c != top and (c in budgets or top in budgets)}
@@ -117,12 +121,15 @@ def study(
     return done
 
 
-def tune(out: Path, **options: Any) -> None:
+def tune(out: Path, keeps: bool, **options: Any) -> None:
     """Learning rates at the base's width, with a small budget."""
     configs = [config_of(TUNED_ON, BASE, SEEDS[0], rate) for rate in RATES]
-    for row in _isoflop.run_all(configs, out / "tune", **options):
+    done = _isoflop.run_all(configs, out / "tune", **options)
+    for row in done:
         found = (row.measured or {}).get("held_out") or {}
         print(f"{row.asked['learning_rate']:.3g}: {found.get('final')}")
+    if keeps:
+        _isoflop.keep(done, RESULTS / "tune" / record.FILE_NAME)
 
 
 def text(rows: Sequence[record.RunRecord], out: Path) -> str:
@@ -140,8 +147,16 @@ def text(rows: Sequence[record.RunRecord], out: Path) -> str:
     return "\n".join([*lines, *foretold])
 
 
-def keep(rows: Sequence[record.RunRecord], out: Path) -> None:
-    """Records, prediction, fit and figure into results/."""
+def keep(out: Path) -> None:
+    """Records, prediction, fit and figure into results/.
+
+    Raises:
+      ValueError: there are too few runs to fit; the records are kept.
+    """
+    done = record.latest(record.read(record.file_of(out))).values()
+    asked = {config.id: number for number, config in enumerate(_isoflop.read(CONFIGS))}
+    rows = [row for row in done if row.status == "ok" and row.id in asked]
+    rows.sort(key=lambda row: asked[row.id])
     _isoflop.keep(rows, RESULTS / record.FILE_NAME)
     if (out / PREDICTION).exists():
         found = json.loads((out / PREDICTION).read_text("utf-8"))
@@ -156,16 +171,19 @@ def main() -> None:
     given = _given()
     options = {"jobs": given.jobs, "keep_stale": given.keep_stale}
     if given.tune:
-        tune(given.out, **options)
+        tune(given.out, given.keep, **options)
         return
     if given.dry_run:
         grid = {flops: GRID[flops] for flops in given.budgets}
         print("\n".join(map(_isoflop.label, configs_of(grid))))
         return
-    done = study(GRID, given.out, given.budgets, most=given.most, **options)
+    try:
+        done = study(GRID, given.out, given.budgets, most=given.most, **options)
+        if given.keep:
+            keep(given.out)
+    except ValueError as error:  # what has run is on disk
+        raise SystemExit(f"error: {error}") from None
     whole = [row for row in done if row.status == "ok"]
-    if given.keep:
-        keep(whole, given.out)
     print(text(whole, given.out))
     print(f"records: {record.file_of(given.out)}")
     raise SystemExit(int(len(whole) < len(done)))

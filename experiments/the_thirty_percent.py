@@ -13,8 +13,9 @@ All in bfloat16, with the same global batch and the same memory, none by hand:
   one that names verbs) and its best microbatch, the compiler's flags its own.
 * ours: the planner's best layouts, for each the policies that `plan.refine` finds best
   under the memory: verb by verb saved, made again or kept by the host, weights gathered
-  once or again; on the fastest of them the chip's sets of flags, and on a GPU layers
-  written out, each kept where it is faster. Once both bars are met the search ends.
+  once or again; on the fastest few of them two layers in a turn of the loop, the
+  chip's sets of flags, and on a GPU layers written out, each kept where it is faster.
+  Once both bars are met the search ends.
 
 Each side is offered the few that are predicted fastest and the compiler decides; the
 numbers are constants of `_sides`. Under each point stands what gave how much: one thing
@@ -30,7 +31,16 @@ from typing import Any
 
 import scaling_lab as lab
 from experiments import _compiled as kept
-from experiments._sides import POINTS, Point, changes, layouts, naive, steps, tuned
+from experiments._sides import (
+    LEADERS,
+    POINTS,
+    Point,
+    changes,
+    layouts,
+    naive,
+    steps,
+    tuned,
+)
 from scaling_lab import record
 from scaling_lab.cost.predict import predict
 from scaling_lab.cost.runs import points_of
@@ -64,14 +74,29 @@ class Compiled:
         rows = [row for config in configs if (row := self.row(config)) is not None]
         return min(rows, key=lambda row: row["step_seconds"], default=None)
 
+    def leaders(self, configs: list[lab.RunConfig]) -> list[lab.RunConfig]:
+        """Of each mesh the fastest step there is, of the fastest few meshes."""
+        rows = [(self.row(config, ask=False), config) for config in configs]
+        there = [(row["step_seconds"], config) for row, config in rows if row]
+        best: dict[str, lab.RunConfig] = {}
+        for _, config in sorted(there, key=lambda pair: pair[0]):
+            best.setdefault(str(config.layout.mesh), config)
+        return list(best.values())[:LEADERS]
+
+    def faster(self, config: lab.RunConfig, trial: lab.RunConfig) -> lab.RunConfig:
+        """The trial if its step fits and is faster."""
+        now, then = (self.row(each, ask=False) for each in (config, trial))
+        won = now and then and then["step_seconds"] < now["step_seconds"]
+        return trial if won else config
+
 
 def chosen(point: Point, goal: float, asked: Compiled) -> list[lab.RunConfig]:
     """All that the planner had compiled, in the order in which it asked.
 
     First each layout under its best policy, then the best one's other policies, then
-    what `changes` says. Once a step takes no longer than `goal`, nothing more is
-    compiled; what is in the records counts, though the prediction that chose it then
-    would order it otherwise now.
+    on the fastest few what `changes` says. Once a step takes no longer than `goal`,
+    nothing more is compiled; what is in the records counts, though the prediction that
+    chose it then would order it otherwise now.
     """
     offered: list[lab.RunConfig] = []
     best: tuple[float, lab.RunConfig] | None = None
@@ -93,9 +118,11 @@ def chosen(point: Point, goal: float, asked: Compiled) -> list[lab.RunConfig]:
         if policies[0].layout.mesh == won:
             for config in policies[1:]:
                 offer(config)
-    for change in changes(point).values():
-        if best:
-            offer(dataclasses.replace(best[1], **change))
+    for config in asked.leaders(offered):
+        for change in changes(point).values():
+            trial = dataclasses.replace(config, **change)
+            offer(trial)
+            config = asked.faster(config, trial)
     return offered
 
 
@@ -203,13 +230,18 @@ def _down(ratio: float) -> float:
     return math.floor(ratio * 100 + 1e-9) / 100
 
 
+def _stacked(stack: str) -> str:
+    said = {"unroll": "  layers written out", "scan:2": "  two layers a turn"}
+    return said.get(stack, "")
+
+
 def _line(side: str, row: dict[str, Any]) -> str:
     return (
         f"  {side:6} {row['step_seconds']:8.4f} s (predicted "
         f"{row['predicted_seconds']:.4f}, exposed {row['exposed_seconds']:.4f}, "
         f"{row['peak_bytes'] / 1e9:.1f} GB)  {row['layout']}  remat {row['remat']}"
         f"{'  flags' if row['flags'] else ''}"
-        f"{'  layers written out' if row['stack'] == 'unroll' else ''}"
+        f"{_stacked(row['stack'])}"
     )
 
 

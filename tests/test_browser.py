@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(
 #: As root a sandbox is not to be had; the rest keeps a browser from calling home.
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update"]
-SOON = 15_000  # milliseconds that a page is given
+SOON = 60_000  # milliseconds that a page is given on a busy machine
 
 
 @pytest.fixture(scope="module")

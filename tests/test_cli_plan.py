@@ -185,6 +185,21 @@ def test_a_table_becomes_records_once(call, tmp_path):
     assert "runs/theirs" in err
 
 
+def test_rows_that_say_enough_are_imported_with_a_prediction(call, tmp_path):
+    rows = (
+        "run,model,seq_len,global_batch_tokens,hardware,chips,fsdp,step_seconds\n"
+        "a,llama3.1-8b,8192,1048576,h100,64,64,2.0\n"
+        "b,nobody-knows-it,8192,1048576,h100,64,64,2.0\n"
+    )
+    (tmp_path / "theirs.csv").write_text(rows)
+    code, _, err = call("records import theirs.csv --out runs/theirs")
+    assert code == 0 and "2 runs imported, 1 with a prediction" in err
+    first, second = record.read(tmp_path / "runs" / "theirs")
+    assert second.predicted is None and first.predicted is not None
+    low, high = (first.predicted[f"step_seconds_{end}"] for end in ("low", "high"))
+    assert 0.5 < low < first.predicted["step_seconds"] < high < 8
+
+
 def test_import_without_a_table_and_two_folders(call, tmp_path):
     code, _, err = call("records import")
     assert code == 2

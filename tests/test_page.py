@@ -132,6 +132,16 @@ def test_the_frontier_is_that_of_the_runs(tmp_path: Path) -> None:
         assert each["y"] == pytest.approx(2 + 40 * each["x"] ** -0.1, rel=2e-3)
 
 
+def test_compute_is_of_the_parameters_that_are_multiplied(tmp_path: Path) -> None:
+    runs = valley()[:3]
+    runs[2].asked["params_without_embedding"] = runs[2].asked["params"] // 2
+    loss = data_of(report(runs, tmp_path / "p.html"))["loss"]
+    asked = runs[2].asked
+    tokens = asked["steps"] * asked["tokens_per_step"]
+    assert loss["points"][2]["x"] == 6 * (asked["params"] // 2) * tokens
+    assert loss["points"][1]["x"] == pytest.approx(3e12, rel=1e-3)
+
+
 def test_no_frontier_says_why(tmp_path: Path) -> None:
     few = data_of(report(valley((3e12, 1e13)), tmp_path / "p.html"))["loss"]
     assert not few["frontier"] and "needs four budgets" in few["words"]

@@ -316,6 +316,9 @@ def test_state_moves_to_the_host_where_a_mesh_fits_no_other_way():
         assert choice.host
         # Stages divide layers, and state comes from the host layer by layer.
         assert choice.trained == ("stage" not in choice.mesh)
+        assert choice.layout.endswith("+offload_optimizer")
+        if choice.trained:  # as it is written, for every command
+            assert layouts.parse(choice.layout, asked.devices).mesh == choice.mesh
         state = 8 * asked.shape.params / 8
         waits = 2 * state / asked.target.chip.host_bytes_per_second
         assert choice.seconds_by["optimizer"] > waits

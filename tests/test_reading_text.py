@@ -622,6 +622,16 @@ def test_what_crosses_nodes_or_slices_goes_over_the_network():
     assert (slices["data"].kind, slices["fsdp"].kind) == ("dcn", "ici")
 
 
+@pytest.mark.parametrize("names", [("data", "model"), ("x", "y")])
+def test_of_axes_that_nobody_here_knows_the_last_is_closest(names):
+    """As the mesh puts them: `layouts.mesh.mesh_of` sorts by what axes send."""
+    far, near = names
+    nodes = links.of_axes({far: 2, near: 8}, parse_target("h100:2x8"))
+    assert (nodes[far].kind, nodes[near].kind) == ("dcn", "nvlink")
+    slices = links.of_axes({far: 2, near: 64}, parse_target("tpu-v5p:4x4x4*2"))
+    assert (slices[far].kind, slices[near].kind) == ("dcn", "ici")
+
+
 # --- Memory
 
 

@@ -105,6 +105,8 @@ def test_so_many_chips_are_a_machine():
     assert machine_of("tpu-v5p:4x4x4") == "tpu-v5p:4x4x4"
     with pytest.raises(ValueError, match="no machine of 65 h100 is known; nearest: 64"):
         machine_of("h100", 65)
+    with pytest.raises(ValueError, match="has its chips already"):
+        machine_of("h100:8x8", 64)
     with pytest.raises(ValueError, match="give --chips"):
         machine_of("h100")
 
@@ -233,3 +235,13 @@ def test_bad_words_are_one_message(call, words, said):
 def test_help_says_how(call):
     code, out, _ = call("study --help")
     assert code == 0 and "scaling-lab study plan" in out and "--serve-tokens" in out
+
+
+def test_of_experts_a_law_sees_those_a_token_meets():
+    asked = ask("mixtral", "8x7b", "h100:2x8", batch_tokens="1M", length=4096)
+    found = study(fastest([asked]), laws.read(LAW), Spending(10))
+    best = found.sizes[0]
+    assert best.active_params < best.params / 3
+    wanted = found.curve.loss(best.active_params, best.tokens)
+    np.testing.assert_allclose(best.loss, wanted)
+    assert any("idle experts" in note for note in found.notes)

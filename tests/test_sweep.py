@@ -533,3 +533,4 @@ def test_a_killed_run_is_a_row_and_the_others_go_on(text, cache, tmp_path):
     first, second = record.read(tmp_path)
     assert (first.status, second.status) == ("oom", "ok")
     assert "killed by signal 9" in first.reason
+    assert "RuntimeWarning" not in first.reason

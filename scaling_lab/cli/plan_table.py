@@ -96,8 +96,7 @@ def _table(found: Plan) -> Table:
 
 
 def _layout(choice: Any) -> str:
-    host = " (state on host)" if choice.host else ""
-    return choice.layout + host + ("" if choice.trained else " *")
+    return choice.layout + ("" if choice.trained else " *")
 
 
 def _marks(choice: Any) -> str:
@@ -139,7 +138,8 @@ def _beneath(found: Plan) -> Text:
     if not all(choice.trained for choice in found.choices):
         lines.append(
             "*: predicted only; no run is trained or compiled here with optimizer "
-            "state on the host, experts outside fsdp, or such stages of these layers."
+            "state on the host beside stages, experts outside fsdp, or such stages of "
+            "these layers."
         )
     lines += disagreements(found.choices)
     for choice in found.unfit[:NAMED]:

@@ -20,7 +20,7 @@ class Machine:
     target: str = "h100:8x8"
     """Machine: tpu-v5p:4x4x4, h100:8x8 (nodes x GPUs); or a chip, with --chips."""
     chips: int | None = None
-    """So many of the chip, instead of a topology: the nearest machine there is."""
+    """So many of the chip, instead of a topology."""
     days: float = 30.0
     """Of the whole machine."""
     batch_tokens: str = "4M"
@@ -91,7 +91,7 @@ def study(
     law's: of its text and its tokenizer.
 
     Args:
-        what: plan.
+        what: plan, the best size, tokens and layout.
         machine: What it runs on.
         sizes: Which sizes are tried.
         costs: What is served, and what things cost.

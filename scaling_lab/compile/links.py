@@ -65,7 +65,8 @@ class Link:
 def of_axes(mesh_axes: Mapping[str, int], target: Target) -> dict[str, Link]:
     """Mesh axis -> its links on a target, the mesh laid out as `layouts.make_mesh`."""
     chip = target.chip
-    busiest = sorted(mesh_axes, key=lambda axis: -rank(RISING, axis))
+    # Of axes that send alike the mesh puts the last closest.
+    busiest = sorted(mesh_axes, key=lambda axis: rank(RISING, axis))[::-1]
     if chip is None or chip.link_bytes_per_second is None:
         found = {axis: Link(HOST, per_node=size) for axis, size in mesh_axes.items()}
     elif chip.torus_dims:
@@ -89,7 +90,7 @@ def _on_torus(busiest: Mapping[str, int], target: Target) -> dict[str, Link]:
     free, wraps = dict(whole), target.wraps
     across = dict.fromkeys(busiest, 1)
     left, cores = target.slices, chip.devices_per_chip
-    for axis in sorted(busiest, key=lambda axis: rank(ACROSS_SLICES, axis)):
+    for axis in sorted([*busiest][::-1], key=lambda axis: rank(ACROSS_SLICES, axis)):
         across[axis] = math.gcd(busiest[axis], left)
         left //= across[axis]
     found: dict[str, Link] = {}

@@ -37,8 +37,9 @@ def config_of(question: Question, choice: Choice, xla_flags: str = "") -> RunCon
     if not choice.trained:
         raise ValueError(
             f"layout {choice.layout}: runs are not trained and compiled here with "
-            "optimizer state in the host's memory, experts outside fsdp, or stages "
-            "that these layers do not divide into; take another of the plan's layouts"
+            "optimizer state in the host's memory beside stages, experts outside fsdp, "
+            "or stages that these layers do not divide into; take another of the "
+            "plan's layouts"
         )
     if question.precision not in PRECISIONS:
         raise ValueError(
@@ -47,10 +48,7 @@ def config_of(question: Question, choice: Choice, xla_flags: str = "") -> RunCon
         )
     return RunConfig(
         model=model,
-        layout=parse(
-            choice.layout + ("+offload_optimizer" if choice.host else ""),
-            question.devices,
-        ),
+        layout=parse(choice.layout, question.devices),
         target=question.target.text,
         batch=question.batch,
         length=question.length,
@@ -118,8 +116,8 @@ def confirm(
     if not heard:
         raise ValueError(
             "nothing of this plan can be compiled: its layouts want optimizer state on "
-            "the host, experts outside fsdp, or stages that these layers do not divide "
-            "into; allow more --axes, or more devices"
+            "the host beside stages, experts outside fsdp, or stages that these layers "
+            "do not divide into; allow more --axes, or more devices"
         )
     choices = [_with(choice, heard.get(choice.index)) for choice in found.choices]
     refused = [choice for choice in heard.values() if not choice.confirmed]

@@ -69,7 +69,7 @@ def lightest(question: Question) -> tuple[float, str]:
     if chip is not None and chip.host_bytes_per_second is not None:
         away = state_on_host(priced, run).hbm_bytes
         if away.min() < needs.min():
-            needs, where = away, " (state on host)"
+            needs, where = away, words.AWAY
     index = int(np.argmin(needs))
     return float(needs[index]), words.layout_of(question, found, index) + where
 
@@ -206,6 +206,11 @@ def machine_of(text: str, chips: int | None = None) -> str:
                 f"target {text!r} says no number of chips; give --chips, or a topology"
             )
         return text
+    if ":" in text:
+        raise ValueError(
+            f"target {text!r} has its chips already; leave --chips {chips} out, or the "
+            "topology"
+        )
     known = {target.chips: target for target in machines(chip(name))}
     if chips not in known:
         near = sorted((n for n in known if n), key=lambda n: abs(n - chips))[:3]

@@ -81,7 +81,7 @@ class Study:
 
     def cost(self, size: Size, loss: float) -> dict[str, Any] | None:
         """Of training a size to a loss; ``None`` where no tokens bring it there."""
-        tokens = self.curve.tokens_for(size.params, loss)
+        tokens = self.curve.tokens_for(size.active_params, loss)
         if tokens is None:
             return None
         seconds = tokens / size.tokens_per_second
@@ -197,7 +197,7 @@ def _sizes(
     spending: Spending,
 ) -> list[Size]:
     """Every size with its loss and how far that is known."""
-    n = np.array([float(question.shape.params) for question, _ in found])
+    n = np.array([float(question.shape.active_params) for question, _ in found])
     _, tokens = _tokens(found, spending)
     loss = curve.loss(n, tokens)
     drawn = _drawn(found, (n, rate), curve, spending)
@@ -257,12 +257,17 @@ def _drawn(
 def _doubts(sizes: Sequence[Size], curve: Curve) -> list[str]:
     """What the answer stands on that was not fitted."""
     found, best = [], sizes[0]
+    if best.active_params != best.params:
+        found.append(
+            "N is what a token meets; a law of dense models says nothing of what idle "
+            "experts gain"
+        )
     params = [each.params for each in sizes]
     if len(sizes) > 1 and best.params in (min(params), max(params)):
         side = "smallest" if best.params == min(params) else "largest"
         found.append(f"the best is the {side} size that was tried: try more")
     for role, value, what in (
-        ("n", best.params, "params"),
+        ("n", best.active_params, "params"),
         ("d", best.tokens, "tokens"),
     ):
         low, high = curve.fitted.get(role, (value, value))

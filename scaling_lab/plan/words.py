@@ -20,6 +20,8 @@ PIPELINES = {
     "1f1b": "+1f1b",
     "zero_bubble": "+zero_bubble",
 }
+#: The word of a layout whose optimizer state rests in the host's memory.
+AWAY = "+offload_optimizer"
 
 
 def layout(ranked: Ranked, index: int) -> str:
@@ -51,7 +53,7 @@ def layout_of(question: Question, found: Candidates, index: int) -> str:
     if sizes["stage"] > 1:
         name, pieces = SCHEDULES[int(table["schedule"][index])], table["pieces"][index]
         text += PIPELINES[name].format(pieces=pieces)
-    return text
+    return text + (AWAY if table["host"][index] else "")
 
 
 def schedule(ranked: Ranked, index: int) -> str:

@@ -34,9 +34,10 @@ _AGREEMENT = (
     "gives none. What simulated devices measured is left out of seconds."
 )
 _LOSS = (
-    "Each dot is a run's {loss} at its training compute, 6 N D{curves}. {words} A fit "
-    "is to all runs of the page, whatever the filters show. Do not conclude from one "
-    "seed that a point lies below another."
+    "Each dot is a run's {loss} at its training compute, 6 N D, where N are the "
+    "parameters that a token is multiplied with{curves}. {words} A fit is to all runs "
+    "of the page, whatever the filters show. Do not conclude from one seed that a "
+    "point lies below another."
 )
 _CURVES = "; the thin lines are its loss on the way"
 

@@ -25,7 +25,7 @@ def loss_by_compute(
     runs: Sequence[RunRecord],
     point: Callable[[int], Mapping[str, Any]],
 ) -> dict[str, Any] | None:
-    """Every run's loss at its compute (6 N D), its curve there, and the frontier.
+    """Every run's loss at its compute (6 N D, see `_params`), its curve, the frontier.
 
     Held-out loss if every run that has a loss has one, else that of the last training
     step. ``None`` where no two runs differ in compute: there is nothing to draw.
@@ -52,14 +52,18 @@ def loss_by_compute(
 
 
 def _compute(row: Mapping[str, Any]) -> float | None:
-    """6 N D of a run in FLOPs, by the record's own count where it has one."""
+    """6 N D of a run in FLOPs."""
     tokens, params = _tokens(row), _params(row)
     return 6 * params * tokens if tokens and params else None
 
 
 def _params(row: Mapping[str, Any]) -> float:
-    told = row.get("flops_per_token_6N")
-    return told / 6 if told else float(row["params"] or 0)
+    """Parameters that a token is multiplied with; all, where no more was recorded.
+
+    Of a model with experts those are the chosen ones, of any model the head and not the
+    embedding.
+    """
+    return float(row["params_without_embedding"] or row["params"] or 0)
 
 
 def _tokens(row: Mapping[str, Any]) -> float:

@@ -157,7 +157,7 @@ function agreementSpec(panel, unit) {
     encoding: { x, y },
   });
   layer.push(dots(points, x, y, tooltip));
-  return { width: 186, height: 186, layer };
+  return { width: 180, height: 180, layer };
 }
 
 function agreementWords(points) {

@@ -76,11 +76,15 @@ def compiler_environment(config: RunConfig) -> dict[str, str]:
     return env
 
 
+#: Python warns of a module run by name that its package has imported, as here.
+_QUIETLY = ("-W", "ignore::RuntimeWarning:runpy")
+
+
 def start(config: RunConfig, job: Job, stderr: Any) -> subprocess.Popen[str]:
     """Starts a config's job in a process of its own."""
     compiles = job.module is not None
     process = subprocess.Popen(
-        [sys.executable, "-m", "scaling_lab.sweep.worker", *job.words],
+        [sys.executable, *_QUIETLY, "-m", "scaling_lab.sweep.worker", *job.words],
         env=compiler_environment(config)
         if compiles
         else environment_for(config, job.cache_dir),

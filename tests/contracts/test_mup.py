@@ -103,7 +103,15 @@ def few(packed):
     return [packed(batch=4, length=16, vocabulary=64)]
 
 
-@pytest.mark.parametrize("family", models.families())
+#: The others take their time to compile.
+QUICK = ("gpt2", "llama")
+FAMILIES = [
+    pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK))
+    for name in models.families()
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_coordinate_check(family, few):
     found = slopes({width: moves(family, width, few) for width in WIDTHS})
     plain = slopes({width: moves(family, width, few, True) for width in WIDTHS})
