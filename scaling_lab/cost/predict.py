@@ -178,9 +178,7 @@ def parts_of(points: Points, eff: Calibration) -> Parts:
     times, later = s.microbatches, block - moe * work.experts()
     bubble = pipelines.waited(p, total, layer + launched, head, later / 3)
     blocks = times * p.layers / p.stage
-    whole = p.zero_stage < 3
-    updated = held / np.where(whole, 1, p.fsdp)
-    updated = updated + apart / np.where(whole, 1, np.maximum(p.fsdp / p.expert, 1))
+    updated = _rests(p, held, apart)
     data = pipelines.reduced(p, wires, updated) * eff.of("data_exposed", p)
     owned = updated / np.where(p.zero_stage >= 1, p.data, 1)
     return Parts(
@@ -229,6 +227,12 @@ def _host(p: Points, s: Shapes, busy: Column) -> Column:
     moved = moved / (p.host_bytes_per_second * _HOST)
     forward = busy / (3 + s.recompute)
     return _beside(forward, moved) - forward + moved
+
+
+def _rests(p: Points, held: Column, apart: Column) -> Column:
+    """Parameters that one device updates, of `held_by`'s."""
+    experts = apart / np.maximum(p.fsdp / p.expert, 1)
+    return np.where(p.zero_stage >= 3, held / p.fsdp + experts, held + apart)
 
 
 def held_by(p: Points, s: Shapes) -> tuple[Column, Column]:
