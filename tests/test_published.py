@@ -52,6 +52,13 @@ def refused(**changes):
     return rows.reasons[0]
 
 
+def test_a_microbatch_that_does_not_divide_is_said():
+    points, said = read(global_batch_tokens=64 * 8 * 8192, microbatch_seqs=3)
+    assert points.microbatch_seqs[0] == 3
+    assert "microbatch_seqs=3 does not divide a replica's 8: priced as 2.67" in said
+    assert "does not divide" not in read(microbatch_seqs=1)[1]
+
+
 def test_rows_that_nobody_sent_are_priced_for_us_alone():
     """MaxText's exchange of experts makes no room for rows that do not come."""
     mixtral = {"framework": "MaxText", "model": "mixtral-8x7b", "params": None}
