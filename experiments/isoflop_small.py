@@ -39,7 +39,7 @@ RESULTS = Path(__file__).parent / "results" / "isoflop_small"
 #: Budget -> widths; the seeds beyond the first are of the width in brackets.
 GRID: dict[float, tuple[tuple[int, ...], int]] = {
     3e12: ((32, 64, 96, 128, 160), 96),
-    1e13: ((64, 96, 128, 160, 192), 128),
+    1e13: ((32, 64, 96, 128, 160), 96),
     3e13: ((64, 96, 128, 192, 256), 128),
     1e14: ((96, 128, 192, 256, 320), 192),
 }

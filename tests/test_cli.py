@@ -55,6 +55,7 @@ def test_help_of_a_verb_teaches(call, verb):
         "schedule",
         "fit",
         "laws",
+        "study",
     )
     assert ("--layout" in out) == takes_a_run
     assert ("fsdp=4,tensor=2+sequence" in flat(out)) == takes_a_run

@@ -31,7 +31,9 @@ TABLE_NAMES = {
     "mi300x": "MI300X",
 }
 #: What the table lacks: variants that published runs name, with sources of their own.
-BESIDE_THE_TABLE = {"a100-40", "b300", "cpu", "gb300", "h100-hbm2e", "v100"}
+BESIDE_THE_TABLE = {
+    *("a100-40", "a800", "b300", "cpu", "gb300", "h100-hbm2e", "h800", "v100"),
+}
 PRECISIONS = {
     "bfloat16": "peak_bf16_tflops",
     "float8": "peak_fp8_tflops",
@@ -249,7 +251,7 @@ def test_local_is_resolved_elsewhere():
     ("text", "message"),
     [
         ("tpu-v5:4x4x4", "did you mean .*tpu-v5p"),
-        ("abacus:8", "unknown chip 'abacus'; the chips are a100, a100-40, b200"),
+        ("abacus:8", "unknown chip 'abacus'; the chips are a100, a100-40, a800, b200"),
         ("tpu-v5p", "'' is not a topology.*'tpu-v5p:4x4x4'"),
         ("tpu-v6e:16*", "not a topology.*'tpu-v6e:4x4'"),
         ("h100:8,8", "not a topology.*'h100:2x8'"),

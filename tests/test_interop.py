@@ -68,6 +68,12 @@ def test_how_trainers_log_the_clock(tmp_path, headings, cells):
     assert found.measured["tokens_per_second"] == 2**19
 
 
+def test_a_gpu_by_what_its_driver_calls_it(tmp_path):
+    text = "step_seconds,world_size,gpu\n1.5,64,NVIDIA H100 80GB HBM3\n"
+    found = read_table(table(tmp_path, text))
+    assert found.records[0].asked["target"] == "h100:8x8" and not found.complaints
+
+
 def test_published_runs(shared):
     path = shared / "data" / "published_runs" / "published_runs.csv"
     found = read_table(path)

@@ -432,3 +432,20 @@ def test_the_predicted_column_has_the_step_where_the_chip_is_known():
 def test_a_chip_without_a_claim_is_told_in_units():
     assert peak_of(chip("cpu"), "float32")[0] == peak_of(chip("cpu"), "bfloat16")[0]
     assert machine_columns(chip("cpu"), 2)["devices"] == 2
+
+
+def test_experts_apart_gather_their_weights_by_themselves():
+    """A node holds eight experts: each link brings the weights of another."""
+
+    def seconds(layout, target="h100:16x8"):
+        words = {"batch": 128, "length": 2048}
+        config = lab.configure("mixtral", "8x7b", layout, target, **words)
+        points = points_of([config])
+        wires = Wires(points, shapes_of(points), calibrations.frozen())
+        some, none = np.array([1e9]), np.zeros(1)
+        return wires.fsdp(some, none)[0], wires.fsdp(none, some)[0]
+
+    together, apart = seconds("expert=8,fsdp=16")
+    assert 6 < apart / together < 8
+    assert seconds("expert=8,fsdp=4,context=4")[1] == pytest.approx(apart / 4, rel=0.1)
+    assert seconds("expert=8", "h100:1x8")[1] < together / 50  # held whole

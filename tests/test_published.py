@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from scaling_lab.cost.points import PRECISIONS, STACKS
+from scaling_lab.cost.predict import predict
 from scaling_lab.cost.published import read_rows
 from scaling_lab.cost.shapes import parameter_count
 from scaling_lab.cost.tables import ADDED, predict_table, read_table
@@ -49,6 +50,25 @@ def refused(**changes):
     rows = read_rows(pd.DataFrame([ROW | changes]))
     assert rows.points is None and rows.index.size == 0
     return rows.reasons[0]
+
+
+def test_a_microbatch_that_does_not_divide_is_said():
+    points, said = read(global_batch_tokens=64 * 8 * 8192, microbatch_seqs=3)
+    assert points.microbatch_seqs[0] == 3
+    assert "microbatch_seqs=3 does not divide a replica's 8: priced as 2.67" in said
+    assert "does not divide" not in read(microbatch_seqs=1)[1]
+
+
+def test_rows_that_nobody_sent_are_priced_for_us_alone():
+    """MaxText's exchange of experts makes no room for rows that do not come."""
+    mixtral = {"framework": "MaxText", "model": "mixtral-8x7b", "params": None}
+    mixtral |= {"hardware": "tpu-v6e", "n_experts": 8, "top_k": 2, "vocab": 32000}
+    inside, _ = read(**mixtral, expert=8)
+    whole, _ = read(**mixtral)
+    assert inside.expert[0] == 8
+    assert predict(inside).memory_seconds == predict(whole).memory_seconds
+    ours = predict(inside.replace(lockstep=1.0)).memory_seconds
+    assert ours > 1.5 * predict(whole).memory_seconds
 
 
 # --- Habits

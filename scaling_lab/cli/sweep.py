@@ -214,15 +214,28 @@ def _found(row: Any) -> str:
 
 
 def _label(config: Any) -> str:
-    from scaling_lab import models
-
-    mask = models.sight(config.model).text
-    seen = "" if mask == "causal" else f", mask {mask}"
     return (
         f"{config.family} {config.size}  {config.layout.name}  batch {config.batch} × "
         f"{config.length}, seed {config.seed}, remat {config.remat}, {config.precision}"
-        f"{seen}"
+        f"{_changed(config)}"
     )
+
+
+def _changed(config: Any) -> str:
+    """What else tells a run from others of its size, where it is not the default."""
+    from scaling_lab import models
+    from scaling_lab.optimizers import OptimizerConfig
+
+    named = models.family_of(config.model).SIZES.get(config.size, config.model)
+    rate, mask = config.optimizer.learning_rate, models.sight(config.model).text
+    told = [
+        (config.model.D != named.D, f"width {config.model.D}"),
+        (config.model.L != named.L, f"{config.model.L} layers"),
+        (config.mup is not None, f"muP of {getattr(config.mup, 'D', None)}"),
+        (rate != OptimizerConfig.learning_rate, f"rate {rate:g}"),
+        (mask != "causal", f"mask {mask}"),
+    ]
+    return "".join(f", {words}" for is_so, words in told if is_so)
 
 
 def _duration(seconds: float) -> str:

@@ -76,7 +76,7 @@ def start_jax(target: str, xla_flags: str = "") -> int:
 
     parsed = parse_target(target)
     if parsed.chip is not None and parsed.chip.name == "cpu":
-        cpu.simulate(parsed.devices)
+        cpu.simulate(parsed.devices or 1)
     return jax.device_count()
 
 

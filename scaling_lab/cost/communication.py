@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from scaling_lab.cost.activations import is_stack
 from scaling_lab.cost.efficiencies import Calibration
 from scaling_lab.cost.points import Points
 from scaling_lab.cost.shapes import Column, Shapes, alternates
@@ -18,7 +19,8 @@ class Wires:
     """Prices collectives: where an axis falls says which links it has.
 
     Axes are laid from the fastest links outwards: tensor, context, then fsdp, data and
-    stage; expert shares the place of context and fsdp.
+    stage; expert shares the place of context and fsdp. An expert's weights are shared
+    by context and by what is left of fsdp then, which begins beyond it.
     """
 
     def __init__(self, points: Points, shapes: Shapes, eff: Calibration) -> None:
@@ -29,11 +31,20 @@ class Wires:
         self.stride = {
             "tensor": np.ones(len(p)),
             "context": p.tensor,
-            "expert": p.tensor,
+            # Ours stand beyond context; others' share its place.
+            "expert": p.tensor * np.where(is_stack(p, "xla"), p.context, 1.0),
             "fsdp": p.tensor * p.context,
+            "experts' fsdp": p.scale_up / self._together(),
             "data": p.tensor * p.context * p.fsdp,
             "stage": p.tensor * p.context * p.fsdp * p.data,
         }
+
+    def _together(self) -> Column:
+        """Devices of one scale-up network that share an expert's weights."""
+        p = self.p
+        context = np.clip(np.floor(p.scale_up / p.tensor), 1, p.context)
+        beyond = np.floor(p.scale_up / (p.tensor * p.context * p.expert))
+        return context * np.maximum(beyond, 1.0)
 
     def rate(self, axis: str, size: Column) -> Column:
         """Bytes per second of one device in a ring along an axis of that size."""
@@ -112,22 +123,34 @@ class Wires:
         near = payload * (members - 1) / members / self.link
         return np.where(size > 1, 2 * np.maximum(near, far), 0.0)
 
-    def fsdp(self, held: Column) -> Column:
-        """Gathering so many parameters and reducing their gradients, ZeRO-3.
+    def fsdp(self, held: Column, experts: Column) -> Column:
+        """One block's weights gathered and their gradients reduced, ZeRO-3.
+
+        Args:
+          held: parameters before fsdp divides them. experts: of experts that are apart.
+        """
+        left = np.maximum(self.p.fsdp * self.p.context / self.p.expert, 1.0)
+        apart = self._gathered("experts' fsdp", left, experts)
+        return self._gathered("fsdp", self.p.fsdp, held) + np.where(
+            experts > 0, apart, 0.0
+        )
+
+    def _gathered(self, axis: str, size: Column, held: Column) -> Column:
+        """So many parameters, over an axis of that size.
 
         ZeRO++ (Wang et al. 2023, section 3) gathers 8-bit weights, gathers them again
         from a copy inside the node, and reduces 4-bit gradients.
         """
         p = self.p
-        once = self.collective("fsdp", p.fsdp, held * p.gathered_bytes)
-        members = np.clip(np.floor(p.scale_up / self.stride["fsdp"]), 1, p.fsdp)
+        once = self.collective(axis, size, held * p.gathered_bytes)
+        members = np.clip(np.floor(p.scale_up / self.stride[axis]), 1, size)
         near = held * 2 * (members - 1) / members / self.link
         again = np.where(p.near_again > 0, near, once)
         wide = np.where(np.isnan(p.reduced_bytes), p.grad_bytes, p.reduced_bytes)
         traffic = (
             once
             + (p.gathers - 1 + alternates(p)) * again
-            + self.collective("fsdp", p.fsdp, held * wide)
+            + self.collective(axis, size, held * wide)
         )
         return np.where(p.zero_stage >= 3, traffic, 0.0)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from scaling_lab.cost.activations import is_stack
 from scaling_lab.cost.blocks import room
 from scaling_lab.cost.efficiencies import Calibration
 from scaling_lab.cost.points import PRECISIONS, Points
@@ -112,8 +111,9 @@ class Arithmetic:
         p, s = self.p, self.s
         split = np.where(p.sequence_parallel > 0, p.tensor, 1)
         moe = s.moe_layers / p.layers
-        # Ours passes over all the rows that there is room for, real or not.
-        rows = p.top_k * np.where(is_stack(p, "xla"), room(p), 1.0)
+        # Ours pass over all the rows that there is room for, real or not; other
+        # software on XLA (MaxText) does not, by its clocks.
+        rows = p.top_k * np.where(p.lockstep > 0, room(p), 1.0)
         width = (1 - moe) * p.d_ff + moe * (rows * p.expert_d_ff + p.shared_d_ff)
         inner = (p.n_heads + 2 * p.kv_heads) * p.head_dim
         numbers = (

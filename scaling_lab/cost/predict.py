@@ -164,8 +164,8 @@ def parts_of(points: Points, eff: Calibration) -> Parts:
     busy = products + scores + memory
     context = _context(p, s, wires.context(), scores)
     hidden = busy + tensor + experts + context
-    held = held_by(p, s)
-    traffic = wires.fsdp(held / p.layers)
+    held, apart = held_by(p, s)
+    traffic = wires.fsdp(held / p.layers, apart / p.layers)
     waited = eff.of("weights_exposed", p)
     fsdp = _beside(hidden, (1 - waited) * traffic) - hidden + waited * traffic
     host = _host(p, s, hidden)
@@ -175,10 +175,10 @@ def parts_of(points: Points, eff: Calibration) -> Parts:
     launched = _beside(layer, launch) - layer
 
     total = p.layers * (layer + launched) + head
-    times, apart = s.microbatches, block - moe * work.experts()
-    bubble = pipelines.waited(p, total, layer + launched, head, apart / 3)
+    times, later = s.microbatches, block - moe * work.experts()
+    bubble = pipelines.waited(p, total, layer + launched, head, later / 3)
     blocks = times * p.layers / p.stage
-    updated = held / np.where(p.zero_stage >= 3, p.fsdp, 1)
+    updated = _rests(p, held, apart)
     data = pipelines.reduced(p, wires, updated) * eff.of("data_exposed", p)
     owned = updated / np.where(p.zero_stage >= 1, p.data, 1)
     return Parts(
@@ -229,10 +229,22 @@ def _host(p: Points, s: Shapes, busy: Column) -> Column:
     return _beside(forward, moved) - forward + moved
 
 
-def held_by(p: Points, s: Shapes) -> Column:
-    """Parameters of one device's stage and tensor shard, before fsdp or ZeRO."""
-    dense = (s.dense_params + s.embedding_params) / p.tensor
-    return (dense + s.expert_params / p.expert) / p.stage
+def _rests(p: Points, held: Column, apart: Column) -> Column:
+    """Parameters that one device updates, of `held_by`'s."""
+    experts = apart / np.maximum(p.fsdp / p.expert, 1)
+    return np.where(p.zero_stage >= 3, held / p.fsdp + experts, held + apart)
+
+
+def held_by(p: Points, s: Shapes) -> tuple[Column, Column]:
+    """Parameters of one device's stage and tensor shard, before fsdp or ZeRO.
+
+    Returns:
+      those that all devices of fsdp share, and of experts that an axis holds apart.
+    """
+    dense = (s.dense_params + s.embedding_params) / p.tensor / p.stage
+    experts = s.expert_params / p.expert / p.stage
+    apart = np.where((p.expert > 1) & (p.n_experts > 0), experts, 0.0)
+    return dense + experts - apart, apart
 
 
 def _beside(first: Column, second: Column) -> Column:

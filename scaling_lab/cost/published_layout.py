@@ -127,6 +127,11 @@ def _microbatch(row: Row, replicas: float, stage: float) -> float:
     if given:
         if given > sequences:
             row.say(f"microbatch_seqs={given:g}: a replica has only {sequences:g}")
+        elif sequences % given:
+            row.say(
+                f"microbatch_seqs={given:g} does not divide a replica's {sequences:g}: "
+                f"priced as {sequences / given:.3g} microbatches"
+            )
         return min(given, sequences)
     if stage > 1:
         row.say("microbatch_seqs blank: 1, as pipelines do")

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scaling_lab.hardware import parse_target, target_of
+from scaling_lab.hardware import chip_for, parse_target, target_of
 from scaling_lab.interop.headings import AXES, NUMBERS, TEXTS, spellings
 from scaling_lab.record import RunRecord, digest
 
@@ -182,7 +182,8 @@ def _target(row: _Row) -> tuple[str | None, int | None]:
         if said is not None:
             found = parse_target(said)
         elif name is not None and chips:
-            found = target_of(name.casefold(), chips)
+            driver = chip_for(name)  # as the device itself is called
+            found = target_of(driver.name if driver else name.casefold(), chips)
         else:
             return name, chips
     except ValueError:

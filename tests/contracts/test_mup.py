@@ -15,7 +15,9 @@ from scaling_lab import config as configs
 from scaling_lab import dims, models, optimizers, train
 from scaling_lab.config import mup
 from scaling_lab.layouts import Layout, Placement
+from scaling_lab.models import ops
 from scaling_lab.optimizers import OptimizerConfig
+from scaling_lab.train import sample
 from tests.contracts.training import Trained, run_of, same
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -215,6 +217,25 @@ def step_of(config, params, gradients, rates):
     optimizer = optimizers.make(config, 10, rates)
     updates, _ = optimizer.update(gradients, optimizer.init(params), params)
     return np.asarray(params["layers"]["gate_LDF"] + updates["layers"]["gate_LDF"])
+
+
+def test_what_is_sampled_from_is_what_the_loss_saw(tiny):
+    run = of_width("gpt2", 128, 32, tiny, batch=1, length=8)
+    place = train.make_placement(run)
+    params = run.initial(jax.random.key(0))
+    tokens_BT = jax.random.randint(jax.random.key(1), (1, 8), 0, run.model.V)
+    batch = {
+        "tokens_BT": tokens_BT,
+        "targets_BT": tokens_BT,
+        "positions_BT": jnp.arange(8)[None],
+        "segments_BT": jnp.zeros((1, 8), jnp.int32),
+    }
+    nll_BT = train.step.token_loss(run, place, params, batch).nll_BT
+    cache = ops.empty_cache(run.model, 1, 8, jnp.float32)
+    logits_BTV, _ = sample._next_logits(run, place, params, tokens_BT, 0, cache)
+    said = -jax.nn.log_softmax(logits_BTV[0, -1])[tokens_BT[0, -1]]
+    np.testing.assert_allclose(said, nll_BT[0, -1], rtol=1e-5)
+    assert abs(float(nll_BT[0, -1]) - np.log(run.model.V)) > 1e-3
 
 
 # --- Over layouts
