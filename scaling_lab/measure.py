@@ -47,11 +47,13 @@ def train(
     state: TrainState,
     batches: Iterable[Any],
     on_step: Callable[[int, float, float], None] = lambda *_: None,
+    done: int = 0,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Trains and times every step by itself.
 
     Args:
       on_step: called with the step's number, its loss and its seconds.
+      done: steps before the first batch's.
 
     Returns:
       the last state, and the clock's part of the record's ``measured`` column.
@@ -60,7 +62,7 @@ def train(
       NotFinite: a loss or gradient is no number.
     """
     seconds, losses = [], []
-    for number, batch in enumerate(batches, start=1):
+    for number, batch in enumerate(batches, start=done + 1):
         placed = jax.block_until_ready(program.put(batch))
         start = time.perf_counter()
         state, metrics = jax.block_until_ready(program.step(state, placed))
@@ -71,7 +73,7 @@ def train(
     return state, {
         "step_seconds": spread(seconds[WARMUP:]),
         "loss": {
-            "steps": list(range(1, len(losses) + 1)),
+            "steps": list(range(done + 1, done + len(losses) + 1)),
             "values": losses,
             "final": losses[-1] if losses else None,
         },

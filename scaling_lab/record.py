@@ -12,6 +12,7 @@ most the line in flight. A torn line is set aside by the next reader or writer.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
@@ -182,7 +183,8 @@ def _set_aside(path: Path, damaged: list[tuple[bytes, Exception]]) -> None:
     seen = set(aside.read_bytes().splitlines()) if aside.exists() else set()
     fresh = [line for line, _ in damaged if line not in seen]
     if fresh:
-        with aside.open("ab") as file:
+        # A folder that one may only read is still read.
+        with contextlib.suppress(PermissionError), aside.open("ab") as file:
             file.write(b"".join(line + b"\n" for line in fresh))
     first = damaged[0][1]
     warnings.warn(

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from scaling_lab import record, sweep
+from scaling_lab import measure, record, sweep
 from scaling_lab.config import configure
 from scaling_lab.optimizers import OptimizerConfig, cooldown_start, schedule
 from scaling_lab.sweep import run_here
@@ -57,6 +57,11 @@ def test_branches_are_the_runs_that_stand_alone(runs, tmp_path, cache):
         assert told["loss"]["steps"] == wanted["loss"]["steps"]
         np.testing.assert_array_equal(told["loss"]["values"], wanted["loss"]["values"])
         assert told["held_out"] == wanted["held_out"]
+        kind = found.provenance["host"]["device_kind"]
+        assert kind == alone.provenance["host"]["device_kind"]
+        # Every part of a trunk, and a branch, has first steps that do not count.
+        lost = wanted["step_seconds"]["repeats"] - told["step_seconds"]["repeats"]
+        assert 0 <= lost <= measure.WARMUP * len(LENGTHS)
     again = run_branches(runs, tmp_path, cache_dir=cache)
     assert (again.ran, again.kept) == (0, 2)
     assert len(record.read(record.file_of(tmp_path))) == 2
@@ -69,6 +74,26 @@ def test_a_run_that_fails_takes_only_its_group(runs, tmp_path, cache):
     done = run_branches([broken, runs[0]], tmp_path, cache_dir=cache)
     assert [row.status for row in done.records] == ["crashed", "ok"]
     assert "NotFinite" in done.records[0].reason
+
+
+def test_a_step_on_a_branch_is_counted_from_the_first(runs, tmp_path, cache):
+    numbers = []
+
+    def watch(event, config, facts):
+        if event == "step" and config.steps == longest.steps:
+            numbers.append(facts["number"])
+
+    longest = runs[1]
+    run_branches([longest], tmp_path, cache_dir=cache, watch=watch)
+    assert numbers == list(range(1, longest.steps + 1))
+    heard = []
+    run_branches(
+        [longest],
+        tmp_path,
+        cache_dir=cache,
+        watch=lambda event, *_: heard.append(event),
+    )
+    assert heard == ["kept"]
 
 
 def test_groups_are_of_runs_that_differ_in_steps(runs):
@@ -104,5 +129,9 @@ def test_the_command_shares_a_trunk(call, text, cache, monkeypatch):
     rows = [record.RunRecord.from_json(line) for line in out.splitlines()]
     assert [row.asked["steps"] for row in rows] == [6, 8]
     assert [row.provenance["trunk_steps"] for row in rows] == [5, 7]
+    code, _, err = call(words + " --timeout 9")
+    assert code == 2 and "neither --compile-only nor --timeout" in err
+    code, out, _ = call(words.replace("--json", "--dry-run"))
+    assert "6 steps" in out and "8 steps" in out
     code, _, err = call(words.replace("wsd", "cosine"))
     assert code == 2 and "say --schedule wsd" in err

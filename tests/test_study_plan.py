@@ -105,8 +105,9 @@ def test_so_many_chips_are_a_machine():
     assert machine_of("tpu-v5p:4x4x4") == "tpu-v5p:4x4x4"
     with pytest.raises(ValueError, match="no machine of 65 h100 is known; nearest: 64"):
         machine_of("h100", 65)
-    with pytest.raises(ValueError, match="has its chips already"):
-        machine_of("h100:8x8", 64)
+    assert machine_of("h100:8x8", 64) == "h100:8x8"
+    with pytest.raises(ValueError, match="'h100:8x8' has 64 chips; leave --chips 65"):
+        machine_of("h100:8x8", 65)
     with pytest.raises(ValueError, match="give --chips"):
         machine_of("h100")
 
@@ -217,10 +218,36 @@ def test_the_command(call, fitted):
     ]
 
 
+@pytest.mark.parametrize("words", ["mixtral --sizes 8x7b", "gemma3 --sizes 1b"])
+def test_families_without_an_8b_have_their_own_sizes(call, words):
+    code, out, err = call(
+        f"study plan --family {words} --target h100 --chips 64 --length 4096 "
+        "--batch-tokens 1M"
+    )
+    assert code == 0, err
+    assert "best: " in out
+
+
+def test_sizes_that_serving_leaves_no_time_are_told(planned):
+    found = study(planned, laws.read(LAW), Spending(100, serve_tokens=1e13))
+    left = {each.name for each in found.sizes}
+    assert left and "llama 70b" not in left
+    assert "llama 70b: serving leaves no time to train" in found.unfit
+
+
+@pytest.mark.parametrize("values", [None, {}, VALUES | {"E": None}])
+def test_a_fit_without_its_constants_is_refused(values, tmp_path):
+    path = tmp_path / "fit.json"
+    path.write_text(json.dumps({"law": "chinchilla", "parameters": values}))
+    with pytest.raises(ValueError, match="no value of .*E"):
+        laws.read(path)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         ("--law isoflop", "isoflop"),
+        ("--law besiroglu_2024", "say chinchilla:besiroglu_2024"),
         ("--target h100", "give --chips"),
         ("--target h100:1x8 --days 0", "days=0"),
         ("--target h100:1x8 --sizes 9b", "unknown size of llama '9b'"),

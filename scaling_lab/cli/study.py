@@ -151,8 +151,9 @@ def questions_of(machine: Machine, sizes: Sizes) -> list[Any]:
         for name in ("batch_tokens", "length", "precision", "optimizer", "node_gbps")
     }
     target = room.sizes.machine_of(machine.target, machine.chips)
+    size = sizes.sizes[0] if sizes.sizes else sizes.like
     first = room.ask(
-        sizes.family, target=target, calibration=machine.calibration, **words
+        sizes.family, size, target=target, calibration=machine.calibration, **words
     )
     return [
         dataclasses.replace(first, shape=dataclasses.replace(shape, length=None))
@@ -185,9 +186,11 @@ def show(found: Any, losses: tuple[float, ...]) -> None:
             f"{100 * each.best_share:.0f} %",
             f"{each.choice.step_seconds:.3g}",
             f"{100 * each.choice.mfu_causal:.0f} %",
-            each.choice.layout,
+            each.choice.layout + ("" if each.choice.trained else " *"),
         )
     say.print(table)
+    if not all(each.choice.trained for each in found.sizes):
+        say.print("* priced as others do it; no train step here runs this layout")
     for loss in losses:
         _show_costs(say, found, loss)
     for line in found.unfit:
@@ -217,7 +220,7 @@ def _show_costs(say: Console, found: Any, loss: float) -> None:
             "–" if money is None else f"{money:,.0f}",
         )
     if not table.row_count:
-        say.print(f"no size reaches it: the law's floor is above {loss:.4f}")
+        say.print("none of these sizes reaches it on any number of tokens")
         return
     say.print(table)
 

@@ -51,6 +51,11 @@ def sweep(
         json: Print the records as JSON lines instead of a table.
     """
     configs = make_grid(words(grid))
+    if share_trunk and (compile_only or timeout is not None):
+        raise ValueError(
+            "--share-trunk trains in this process; it takes neither --compile-only nor "
+            "--timeout"
+        )
     return run_configs(
         configs,
         out,
@@ -234,6 +239,7 @@ def _changed(config: Any) -> str:
         (config.mup is not None, f"muP of {getattr(config.mup, 'D', None)}"),
         (rate != OptimizerConfig.learning_rate, f"rate {rate:g}"),
         (mask != "causal", f"mask {mask}"),
+        (config.steps != type(config).steps, f"{config.steps} steps"),
     ]
     return "".join(f", {words}" for is_so, words in told if is_so)
 

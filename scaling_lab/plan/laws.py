@@ -74,6 +74,10 @@ def read(text: str | Path) -> Curve:
     if path.suffix == ".json" or path.exists():
         return _fitted(path)
     name, _, reference = str(text).partition(":")
+    if whose := [each for each in usable() if name in laws.law(each).references]:
+        raise ValueError(
+            f"law {name}: constants of a law; say {' or '.join(whose)}:{name}"
+        )
     law = _usable(name)
     if not reference:
         raise ValueError(
@@ -135,6 +139,9 @@ def _fitted(path: Path) -> Curve:
     if not isinstance(data, dict) or not {"law", "parameters"} <= set(data):
         raise ValueError(f"{path} is no fit: write one with `scaling-lab fit --json`")
     law = _usable(data["law"])
+    lacking = [name for name in law.names if not (data["parameters"] or {}).get(name)]
+    if lacking:
+        raise ValueError(f"{path}: no value of {', '.join(lacking)}; fit it again")
     notes = [f"fit's warning: {each}" for each in data.get("warnings") or ()]
     draws = _draws(data.get("draws"), data["parameters"])
     if not draws:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from scaling_lab.cost.memory import memory
-from scaling_lab.hardware import Chip, Target, chip
+from scaling_lab.hardware import Chip, Target, chip, parse_target
 from scaling_lab.plan import words
 from scaling_lab.plan.answer import Choice, plan
 from scaling_lab.plan.candidates import candidates
@@ -207,9 +207,11 @@ def machine_of(text: str, chips: int | None = None) -> str:
             )
         return text
     if ":" in text:
+        if parse_target(text).chips == chips:
+            return text
         raise ValueError(
-            f"target {text!r} has its chips already; leave --chips {chips} out, or the "
-            "topology"
+            f"target {text!r} has {parse_target(text).chips} chips; leave --chips "
+            f"{chips} out, or the topology"
         )
     known = {target.chips: target for target in machines(chip(name))}
     if chips not in known:

@@ -60,6 +60,7 @@ class Size:
         data = dataclasses.asdict(self) | {"choice": None}
         data.pop("choice")
         told = ("layout", "microbatches", "remat", "step_seconds", "mfu_causal")
+        told = (*told, "trained")
         return data | {name: getattr(self.choice, name) for name in told}
 
 
@@ -170,10 +171,16 @@ def study(planned: Fastest, curve: Curve, spending: Spending) -> Study:
             "train in; give more --days, or fewer --serve-tokens"
         )
     left = np.flatnonzero(tokens > 0)
+    late = [
+        f"{of.shape.name}: serving leaves no time to train"
+        for (of, _), own in zip(found, tokens, strict=True)
+        if own <= 0
+    ]
     sizes = _sizes([found[i] for i in left], rate[left], curve, spending)
     ordered = tuple(sorted(sizes, key=lambda each: each.loss))
     notes = (*curve.notes, *_doubts(ordered, curve))
-    return Study(question, curve, spending, ordered, planned.unfit, notes)
+    unfit = (*planned.unfit, *late)
+    return Study(question, curve, spending, ordered, unfit, notes)
 
 
 def _tokens(

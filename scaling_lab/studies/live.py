@@ -1,8 +1,8 @@
 """A page that is served while its runs still run: it follows the record file.
 
 The standard library's server is enough: one reader, one file that grows, a page that
-asks once a second whether there is more. Nothing is written, and nothing but the page
-and the records is given out.
+asks once a second whether there is more. Nothing is written but lines that cannot be
+read, set aside as ever, and nothing but the page and the records is given out.
 """
 
 from __future__ import annotations
@@ -159,7 +159,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self._say(200, self.records.file.read_bytes(), "text/plain")
             else:
                 self._say(404, f"nothing at {asked.path}; the page is at /")
-        except (ValueError, OSError) as error:
+        except ConnectionError:
+            raise
+        except Exception as error:  # whatever a record holds, the reader is told
             self._say(500, f"the records cannot be read: {error}")
 
     do_HEAD = do_GET
@@ -182,8 +184,8 @@ class _Handler(BaseHTTPRequestHandler):
         assert isinstance(server, ThreadingHTTPServer)
         if is_open(server):
             return True
-        name = urlsplit(f"//{self.headers.get('Host', '')}").hostname
         try:
+            name = urlsplit(f"//{self.headers.get('Host', '')}").hostname
             return name == "localhost" or ipaddress.ip_address(name or "").is_loopback
         except ValueError:
             return False

@@ -139,8 +139,11 @@ async function start(main) {
         chosen[facet].delete(value);
   current = { main, data };
   const act = filterable(main, data);
-  await draw(main, data);
-  act();
+  try {
+    await draw(main, data);
+  } finally {
+    act(); // tables are filtered whether or not plots can be drawn
+  }
 }
 
 async function swap(text) {
@@ -191,7 +194,7 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", async () =
   await draw(current.main, current.data);
   redraw(visible);
 });
-start(document.querySelector("main")).then(() => {
+start(document.querySelector("main")).finally(() => {
   if (location.hash) openRun(location.hash.slice(1));
   if (document.body.dataset.follow) follow(document.body.dataset.follow);
 });

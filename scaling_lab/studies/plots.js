@@ -17,7 +17,7 @@ function redraw(shown) {
 }
 
 function draw(main, data) {
-  work = work.then(() => drawAll(main, data));
+  work = work.catch(() => {}).then(() => drawAll(main, data));
   return work;
 }
 

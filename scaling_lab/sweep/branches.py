@@ -86,6 +86,8 @@ def run_branches(
         counts["stale"] += len(done) - len(fresh)
         if len(done if keep_stale else fresh) == len(group):
             counts["kept"] += len(group)
+            for config in group:
+                watch("kept", config, {})
             found |= {each.id: each for each in done}
             continue
         for each in _grown(group, cache_dir, watch):
@@ -117,6 +119,7 @@ def _grown(
     """Every run's record, the shortest's first; whatever happens, one for each."""
     left = list(group)
     source = provenance(group[0].xla_flags, group[0].seed)
+    source["host"]["device_kind"] = jax.devices()[0].device_kind
     try:
         tree = _Tree(group[-1], cache_dir, watch)
         for config in group:
@@ -164,7 +167,7 @@ class _Tree:
             state = jax.tree.map(jnp.copy, self.state)
         state, *own = self._trained(program, state, config, config.steps)
         losses, seconds = self.losses + own[0], self.seconds + own[1]
-        clock = measure.spread(seconds[measure.WARMUP :])
+        clock = measure.spread(seconds)  # without the first steps of every part
         measured = {
             "step_seconds": clock,
             "loss": {
@@ -172,6 +175,7 @@ class _Tree:
                 "values": losses,
                 "final": losses[-1],
             },
+            "peak_bytes": measure.device_peak_bytes(),
             "held_out": held_out(program, state.params, self.dataset),
             **measure.throughput(config, clock["median"] if clock else None),
         }
@@ -190,10 +194,10 @@ class _Tree:
         batches = (stream.batch(number) for number in range(first, until))
 
         def tell(number: int, loss: float, seconds: float) -> None:
-            facts = {"number": first + number, "loss": loss, "seconds": seconds}
+            facts = {"number": number, "loss": loss, "seconds": seconds}
             self.watch("step", config, facts)
 
-        state, measured = measure.train(program, state, batches, tell)
+        state, measured = measure.train(program, state, batches, tell, first)
         clock = measured["step_seconds"]
         values = measured["loss"]["values"]
         seconds = clock["all"] if clock else []
