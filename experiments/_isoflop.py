@@ -18,6 +18,8 @@ import pandas as pd
 import scaling_lab as lab
 from scaling_lab import cost, record, sweep
 from scaling_lab.config import RunConfig, with_data
+from scaling_lab.data import store
+from scaling_lab.studies.fitting.parabolas import bent
 from scaling_lab.sweep.driver import Runner
 
 #: One run as numbers.
@@ -248,10 +250,10 @@ def foretold_of(path: Path, points: Sequence[Point]) -> list[str]:
 
 
 def lowest(points: Sequence[Point]) -> float:
-    """The lowest loss of a budget's parabola."""
-    x = np.log([each["params"] / 1e6 for each in points])
-    c2, c1, c0 = np.polyfit(x, [each["loss"] for each in points], 2)
-    return float(c0 - c1**2 / (4 * c2))
+    """The lowest loss of a budget's parabola, as `fit` draws it."""
+    x = np.log([each["params"] for each in points])
+    y = np.array([each["loss"] for each in points])
+    return float(bent(x, y, np.ones((1, len(x))))[1][0])
 
 
 def small(row: record.RunRecord) -> record.RunRecord:
@@ -269,14 +271,12 @@ def small(row: record.RunRecord) -> record.RunRecord:
 
 def keep(rows: Sequence[record.RunRecord], path: Path) -> None:
     """Writes the small records."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(small(row).to_json() + "\n" for row in rows), "utf-8")
+    store.write(path, "".join(small(row).to_json() + "\n" for row in rows))
 
 
 def write_once(path: Path, found: dict[str, Any]) -> bool:
     """Writes a prediction; an older one stays as it is."""
     if path.exists():
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    store.write(path, json.dumps(found, indent=1) + "\n")
     return True

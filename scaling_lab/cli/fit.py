@@ -89,6 +89,7 @@ def fit(
         figure: Write the plots to this .svg file.
         report: Write the report with its plots to this .html file.
     """
+    from scaling_lab.data import store
     from scaling_lab.studies import fitting as room
 
     for path, ending in ((figure, ".svg"), (report, ".html")):
@@ -106,17 +107,10 @@ def fit(
         (report, found.report),
     ):
         if path is not None:
-            _write(path, content())
+            store.write(path, content() + "\n")
             say = Console(stderr=True, highlight=False, soft_wrap=True)
             say.print(f"written: {path}", markup=False)
     return 0
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text + "\n", "utf-8")
-    part.replace(path)
 
 
 def laws(json: bool = False) -> int:

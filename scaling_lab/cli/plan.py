@@ -174,14 +174,13 @@ def _emit(found: Any, answer: Answer) -> int:
 
 def write(text: str, answer: Answer) -> int:
     """Prints JSON, or writes it whole to the file that was named."""
+    from scaling_lab.data import store
+
     files = answer.json or ()
     if len(files) > 1:
         raise ValueError(f"--json takes one file, not {len(files)}")
     for path in files:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        part.write_text(text + "\n")
-        part.replace(path)
+        store.write(path, text + "\n")
     if not files:
         print(text)
     return 0

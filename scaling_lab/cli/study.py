@@ -99,6 +99,8 @@ def study(
             `scaling-lab laws` lists them.
         json: Write everything to this file; - prints it instead of the tables.
     """
+    from scaling_lab.data import store
+
     del what
     say = Console(stderr=True, highlight=False)
     found = _planned(law, machine, sizes, costs, say)
@@ -109,8 +111,7 @@ def study(
         return 0
     show(found, losses)
     if json is not None:
-        json.parent.mkdir(parents=True, exist_ok=True)
-        json.write_text(text + "\n", "utf-8")
+        store.write(json, text + "\n")
         say.print(f"written: {json}", markup=False, soft_wrap=True)
     return 0
 
@@ -163,6 +164,8 @@ def questions_of(machine: Machine, sizes: Sizes) -> list[Any]:
 
 def show(found: Any, losses: tuple[float, ...]) -> None:
     """Prints the answer: sizes, the cost curve, what is doubtful."""
+    from scaling_lab.studies.units import count
+
     say = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     spending, best = found.spending, found.sizes[0]
     say.print(
@@ -178,8 +181,8 @@ def show(found: Any, losses: tuple[float, ...]) -> None:
     for each in found.sizes:
         table.add_row(
             each.name,
-            _count(each.params),
-            _count(each.tokens),
+            count(each.params),
+            count(each.tokens),
             f"{each.tokens / each.params:.1f}",
             f"{each.loss:.4f}",
             f"{each.loss_low:.4f}–{each.loss_high:.4f}",
@@ -198,13 +201,15 @@ def show(found: Any, losses: tuple[float, ...]) -> None:
     for note in found.notes:
         say.print(f"note: {note}", soft_wrap=True, markup=False)
     say.print(
-        f"best: {best.name}, {_count(best.tokens)} tokens, {best.choice.layout}: loss "
+        f"best: {best.name}, {count(best.tokens)} tokens, {best.choice.layout}: loss "
         f"{best.loss:.4f}",
         soft_wrap=True,
     )
 
 
 def _show_costs(say: Console, found: Any, loss: float) -> None:
+    from scaling_lab.studies.units import count
+
     say.print(f"\nto reach a loss of {loss:.4f}:")
     table = Table(box=None, pad_edge=False)
     for name in ("size", "tokens", "days", "chip-hours", "MWh", "money"):
@@ -213,7 +218,7 @@ def _show_costs(say: Console, found: Any, loss: float) -> None:
         kwh, money = row["energy_kwh"], row["money"]
         table.add_row(
             row["name"],
-            _count(row["tokens"]),
+            count(row["tokens"]),
             f"{row['days']:.3g}",
             f"{row['chip_hours']:,.0f}",
             "–" if kwh is None else f"{kwh / 1000:,.3g}",
@@ -223,10 +228,3 @@ def _show_costs(say: Console, found: Any, loss: float) -> None:
         say.print("none of these sizes reaches it on any number of tokens")
         return
     say.print(table)
-
-
-def _count(number: float) -> str:
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:,.0f}"

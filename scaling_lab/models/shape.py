@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +12,8 @@ from scaling_lab import dims, models
 
 #: Dims that only weights of attention have.
 _ATTENTION = set("NKQR")
-#: The norm of what a block's last product gives.
-_AFTER = re.compile("ffn_after_norm_")
+#: How the norm of what a block's last product gives is called.
+_AFTER = "ffn_after_norm_"
 
 
 @functools.lru_cache(64)
@@ -59,7 +58,7 @@ def sizes(config: Any) -> Mapping[str, Any]:
         "dense_layers": layers - sparse if routed else 0,
         "window": sight.keys or 0,
         "window_share": sight.share(layers),
-        "ends_in_norm": any(map(_AFTER.match, names.values())),
+        "ends_in_norm": any(name.startswith(_AFTER) for name in names.values()),
         "latent": _attention(made) // layers if latent else None,
         "params": count,
         "active_params": count - idle,

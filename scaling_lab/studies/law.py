@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -197,23 +197,23 @@ def design(law: Law, columns: Columns) -> Array:
     return table
 
 
-class LogModel:
+class LogModel(Protocol):
     """The logarithm of a law over the points of a table, for a batch of coordinates."""
 
     def log_values(self, at_BP: Array) -> tuple[Array, Any]:
         """The logarithms (batch, point), and what `pull` wants to see again."""
-        raise NotImplementedError
+        ...
 
     def pull(self, state: Any, weights_BN: Array) -> Array:
         """Sums of the derivatives over points, weighted: (batch, parameter)."""
-        raise NotImplementedError
+        ...
 
     def jacobian(self, state: Any) -> Array:
         """The derivatives: (batch, point, parameter)."""
-        raise NotImplementedError
+        ...
 
 
-class Summed(LogModel):
+class Summed:
     """A sum of powers: log-sum-exp of what is linear in the coordinates."""
 
     def __init__(self, table_KNP: Array) -> None:
@@ -240,7 +240,7 @@ class Summed(LogModel):
         return np.einsum("bkn,knp->bnp", state, self.table_KNP, optimize=True)
 
 
-class Curved(LogModel):
+class Curved:
     """A curve that brings its own derivatives."""
 
     def __init__(self, curve: LogCurve, columns: Columns) -> None:

@@ -20,7 +20,6 @@ import jax.numpy as jnp
 
 from scaling_lab import measure, record
 from scaling_lab.config import RunConfig, with_data
-from scaling_lab.data import Dataset
 from scaling_lab.optimizers import cooldown_start
 from scaling_lab.record import RunRecord
 from scaling_lab.sweep.driver import Summary, Watcher
@@ -146,7 +145,10 @@ class _Tree:
             check(longest)
         self.watch, self.longest = watch, longest
         _, self.dataset = with_data(longest, cache_dir)
-        self.program, self.compiled, self.state = _begun(longest, self.dataset)
+        program = make_program(longest)
+        self.state = program.init()
+        first = self._first(longest)
+        self.program, self.compiled = compile_step(program, self.state, first)
         self.losses: list[float] = []
         self.seconds: list[float] = []
 
@@ -163,8 +165,9 @@ class _Tree:
         if config is self.longest:
             program, compiled, state = self.program, self.compiled, self.state
         else:
-            program, compiled, _ = _begun(config, self.dataset)
             state = jax.tree.map(jnp.copy, self.state)
+            program = make_program(config)
+            program, compiled = compile_step(program, state, self._first(config))
         state, *own = self._trained(program, state, config, config.steps)
         losses, seconds = self.losses + own[0], self.seconds + own[1]
         clock = measure.spread(seconds)  # without the first steps of every part
@@ -185,6 +188,10 @@ class _Tree:
             "measured": measured,
         }
 
+    def _first(self, config: RunConfig) -> Any:
+        """The batch that a step is compiled with."""
+        return train_stream(config, self.dataset).batch(0)
+
     def _trained(
         self, program: Program, state: TrainState, config: RunConfig, until: int
     ) -> tuple[TrainState, list[float], list[float]]:
@@ -202,11 +209,3 @@ class _Tree:
         values = measured["loss"]["values"]
         seconds = clock["all"] if clock else []
         return state, values, seconds
-
-
-def _begun(config: RunConfig, dataset: Dataset) -> tuple[Program, Any, TrainState]:
-    program = make_program(config)
-    state = program.init()
-    batch = train_stream(config, dataset).batch(0)
-    program, compiled = compile_step(program, state, batch)
-    return program, compiled, state
