@@ -34,23 +34,27 @@ class Wires:
             # Ours stand beyond context; others' share its place.
             "expert": p.tensor * np.where(is_stack(p, "xla"), p.context, 1.0),
             "fsdp": p.tensor * p.context,
-            "experts' fsdp": p.scale_up / self._together(),
+            "experts' fsdp": self._reach() / self._together(),
             "data": p.tensor * p.context * p.fsdp,
             "stage": p.tensor * p.context * p.fsdp * p.data,
         }
 
+    def _reach(self) -> Column:
+        """Devices of ours in one scale-up network, whose own bound may be none."""
+        return np.minimum(self.p.scale_up, self.p.devices)
+
     def _together(self) -> Column:
         """Devices of one scale-up network that share an expert's weights."""
-        p = self.p
-        context = np.clip(np.floor(p.scale_up / p.tensor), 1, p.context)
-        beyond = np.floor(p.scale_up / (p.tensor * p.context * p.expert))
+        p, reach = self.p, self._reach()
+        context = np.clip(np.floor(reach / p.tensor), 1, p.context)
+        beyond = np.floor(reach / (p.tensor * p.context * p.expert))
         return context * np.maximum(beyond, 1.0)
 
     def rate(self, axis: str, size: Column) -> Column:
         """Bytes per second of one device in a ring along an axis of that size."""
         stride = self.stride[axis]
         dims = np.maximum(self.p.torus_dims, 1)
-        total = np.maximum(np.minimum(self.p.devices, self.p.scale_up), 2)
+        total = np.maximum(self._reach(), 2)
         used = np.ceil(dims * np.log(np.maximum(size, 2)) / np.log(total) - 1e-9)
         link = self.link * np.clip(used / dims, 1 / dims, 1)
         members = np.clip(np.floor(self.p.scale_up / stride), 1, size)
