@@ -110,7 +110,7 @@ def run_all(
         os.environ["NPROC"] = "1"  # XLA's own word for the size of its pool
     configs = read(configs)
     clock, waiting = Clock(configs, say), queue.SimpleQueue[RunConfig]()
-    for config in sorted(configs, key=flops_of):
+    for config in configs:
         waiting.put(config)
     options: dict[str, Any] = {"keep_stale": keep_stale, "watch": clock, "run": run}
     found: dict[str, record.RunRecord] = {}
