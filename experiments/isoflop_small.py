@@ -4,7 +4,7 @@ Run:     python -m experiments.isoflop_small --out runs/iso [--budgets 3e12 1e13
          [--jobs 2] [--most 5] [--dry-run] [--keep-stale] [--tune] [--keep]
          then: scaling-lab fit runs/iso --law isoflop --json fit.json
          --figure isoflop.svg
-Takes:   about three hours of two CPU cores by the step times of its sizes (44 to 56
+Takes:   two hours of two quiet CPU cores by the step times of its sizes (65 to 90
          GFLOP/s a core), two thirds of it the top budget; repeat the command after any
          stop. --tune, before it: two minutes.
 Expect:  (written before the runs) valleys a tenth of a bit deep over a factor of eight

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -37,11 +38,27 @@ def dense(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask) -> Array:
         preferred_element_type=jnp.float32,
     )
     scores_BKGTS = jnp.where(mask.visible_BKTS()[:, :, None], scores_BKGTS, HIDDEN)
-    weights_BKGTS = jax.nn.softmax(scores_BKGTS, -1).astype(q_BTNH.dtype)
+    shares_BKGTS, sum_BKGT1 = _shares(scores_BKGTS)
     out_BTKGH = jnp.einsum(
-        "BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH, precision=precision
+        "BKGTS,BSKH->BTKGH",
+        shares_BKGTS.astype(q_BTNH.dtype),
+        v_BSKH,
+        precision=precision,
+        preferred_element_type=jnp.float32,
     )
-    return rearrange(out_BTKGH, "b t k g h -> b t (k g) h")
+    out_BTKGH /= rearrange(sum_BKGT1, "b k g t 1 -> b t k g 1")
+    return rearrange(out_BTKGH.astype(q_BTNH.dtype), "b t k g h -> b t (k g) h")
+
+
+def _shares(scores_BKGTS: Array) -> tuple[Array, Array]:
+    """Exponentiated scores and their sum, by which the product with values is divided.
+
+    Divided after it, not before: the gradient of the division then sums over a head's
+    dims and not over keys, and a pass over all scores is spared in both directions.
+    """
+    peak_BKGT1 = jax.lax.stop_gradient(scores_BKGTS.max(-1, keepdims=True))
+    shares_BKGTS = jnp.exp(scores_BKGTS - peak_BKGT1)
+    return shares_BKGTS, shares_BKGTS.sum(-1, keepdims=True)
 
 
 def blockwise(
@@ -51,11 +68,11 @@ def blockwise(
 
     Keys that causality, the window or the map of blocks hides from a whole block are
     never scored, which halves the work of a causal mask; scores of one block exist at a
-    time. Where the
-    order of keys is not known (decoding) or the mask has a prefix, this is `dense`.
+    time. Where the order of keys is not known (decoding) or the mask has a prefix, this
+    is `dense`.
     """
     t, s, (k, h) = q_BTNH.shape[1], k_BSKH.shape[1], k_BSKH.shape[2:]
-    square = mask.ordered and mask.causal and t == s and t > block
+    square = mask.ordered and mask.causal and t == s
     if not square or mask.k_prefix_BS is not None:
         return dense(q_BTNH, k_BSKH, v_BSKH, mask)
     # Heads before positions, once, so that every product below is a plain batched one.
@@ -78,18 +95,21 @@ def blockwise(
 
 
 def _block(q_BKGTH: Array, k_BKSH: Array, v_BKSH: Array, visible_BTS: Array) -> Array:
-    exact = q_BKGTH.dtype == jnp.float32
+    g, exact = q_BKGTH.shape[2], q_BKGTH.dtype == jnp.float32
     precision = jax.lax.Precision.HIGHEST if exact else None
-    scores_BKGTS = jnp.einsum(
-        "BKGTH,BKSH->BKGTS",
-        q_BKGTH,
-        k_BKSH,
-        precision=precision,
-        preferred_element_type=jnp.float32,
+    product = functools.partial(
+        jnp.einsum, precision=precision, preferred_element_type=jnp.float32
     )
+    # A group's queries are rows of one matrix, R = G T: no copy on either side.
+    q_BKRH = rearrange(q_BKGTH, "b k g t h -> b k (g t) h")
+    scores_BKRS = product("BKRH,BKSH->BKRS", q_BKRH, k_BKSH)
+    scores_BKGTS = rearrange(scores_BKRS, "b k (g t) s -> b k g t s", g=g)
     scores_BKGTS = jnp.where(visible_BTS[:, None, None], scores_BKGTS, HIDDEN)
-    weights_BKGTS = jax.nn.softmax(scores_BKGTS, -1).astype(q_BKGTH.dtype)
-    return jnp.einsum("BKGTS,BKSH->BKGTH", weights_BKGTS, v_BKSH, precision=precision)
+    shares_BKGTS, sum_BKGT1 = _shares(scores_BKGTS)
+    shares_BKRS = rearrange(shares_BKGTS, "b k g t s -> b k (g t) s")
+    out_BKRH = product("BKRS,BKSH->BKRH", shares_BKRS.astype(q_BKGTH.dtype), v_BKSH)
+    out_BKGTH = rearrange(out_BKRH, "b k (g t) h -> b k g t h", g=g) / sum_BKGT1
+    return out_BKGTH.astype(q_BKGTH.dtype)
 
 
 def _seen(mask: Mask, queries: slice) -> list[slice]:
