@@ -29,7 +29,8 @@ def short(text, cache):
             config.data, source=(str(text),), held_out_fraction=0.2
         )
         model = dataclasses.replace(config.model, L=1)
-        run = dataclasses.replace(config, model=model, batch=2, length=16, data=data)
+        small = {"batch": 2, "accumulate": 1, "length": 16}
+        run = dataclasses.replace(config, model=model, data=data, **small)
         each = _isoflop.flops_of(run) / run.steps
         steps = max(2, round(words[0] / each))
         return dataclasses.replace(run, steps=steps, evaluate_batches=1)

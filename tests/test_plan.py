@@ -339,8 +339,11 @@ def test_tens_of_thousands_of_candidates():
 # --- Confirmation by a compiler
 
 
-def compiler(verdicts):
-    """Answers in turn: bytes, or ``None`` for a compiler that runs out of memory."""
+def compiler(verdicts, seconds=()):
+    """Answers in turn: bytes, or ``None`` for a compiler that runs out of memory.
+
+    seconds: what each step takes; none where the list is empty.
+    """
     asked = []
 
     def compile_run(config):
@@ -353,7 +356,11 @@ def compiler(verdicts):
             status="ok" if fits else "oom",
             reason=None if fits else "needs 120 GiB a device",
             asked={},
-            compiled={"peak_bytes": peak or 2**37, "fits": fits},
+            compiled={
+                "peak_bytes": peak or 2**37,
+                "fits": fits,
+                **({"step_seconds": seconds[len(asked) - 1]} if seconds else {}),
+            },
         )
 
     return compile_run, asked
@@ -403,6 +410,25 @@ def test_a_plan_compiles_with_the_flags_that_hide_communication(target, flags, g
     found = plan.confirm(found, 1, compile_run, flags=flags)
     assert given in asked[0].xla_flags and bool(given) == bool(asked[0].xla_flags)
     assert found.choices[0].to_json()["compiled"]["xla_flags"] == asked[0].xla_flags
+
+
+@pytest.mark.parametrize(
+    ("peak", "seconds", "stack"),
+    [(2**31, 1.5, "scan:2"), (2**31, 2.5, "auto"), (None, 1.0, "auto")],
+)
+def test_the_fastest_keeps_two_layers_a_turn_where_they_are_faster(
+    peak, seconds, stack
+):
+    compile_run, asked = compiler([2**30, 2**30, peak], [3.0, 2.0, seconds])
+    found = plan.confirm(plan.plan(question(axes=AXES)), 2, compile_run)
+    assert [config.stack for config in asked] == ["auto", "auto", "scan:2"]
+    assert asked[2].layout == asked[1].layout
+    first, second = found.choices[:2]
+    assert first.compiled["stack"] == "auto" and second.compiled["stack"] == stack
+    assert second.compiled["step_seconds"] == min(2.0, seconds if peak else 2.0)
+    assert second.confirmed and not any(
+        choice.confirmed is False for choice in found.choices
+    )
 
 
 def test_what_the_compiler_refuses_is_last_and_the_next_is_first():

@@ -159,7 +159,11 @@ def _confirmed(found: Plan) -> str:
     named = dict(chip.flags) if chip is not None else {}
     word = next((name for name in named if named[name] == flags), flags)
     said = f" under --xla-flags {word}" if word else ""
-    return f"confirmed: it fits, to the compiler{said}, and takes so long."
+    told = f"confirmed: it fits, to the compiler{said}, and takes so long."
+    for choice in found.choices:
+        if (stack := (choice.compiled or {}).get("stack", "auto")) != "auto":
+            told += f"\n{choice.layout} takes so long with --stack {stack}."
+    return told
 
 
 def budget(found: list[Any], answer: Any) -> int:

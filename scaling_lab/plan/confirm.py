@@ -17,6 +17,8 @@ from scaling_lab.record import RunRecord
 
 #: Compiles that may end badly for every one that is asked for.
 PATIENCE = 2
+#: Two layers in a turn of their loop.
+PAIRS = "scan:2"
 
 
 def config_of(question: Question, choice: Choice, xla_flags: str = "") -> RunConfig:
@@ -83,7 +85,8 @@ def confirm(
     """Compiles the best until `count` of them are known to fit.
 
     What the compiler refuses no longer counts as fitting: the rest is ranked anew, and
-    it stands last with the compiler's reason.
+    it stands last with the compiler's reason. The fastest of the confirmed is compiled
+    once more with two layers in a turn of their loop, and keeps that if it is faster.
 
     Args:
       compile_run: a config's record with its ``compiled`` column.
@@ -119,13 +122,51 @@ def confirm(
             "the host beside stages, experts outside fsdp, or stages that these layers "
             "do not divide into; allow more --axes, or more devices"
         )
+    if faster := _in_pairs(found.question, heard, compile_run, tell):
+        heard[faster.index] = faster
     choices = [_with(choice, heard.get(choice.index)) for choice in found.choices]
     refused = [choice for choice in heard.values() if not choice.confirmed]
     return dataclasses.replace(found, choices=(*choices, *refused))
 
 
-def _heard(choice: Choice, record: RunRecord, flags: str) -> Choice:
-    column: dict[str, Any] = {**(record.compiled or {}), "xla_flags": flags}
+def _in_pairs(
+    question: Question,
+    heard: dict[int, Choice],
+    compile_run: Callable[[RunConfig], RunRecord],
+    tell: Callable[[str], None],
+) -> Choice | None:
+    """The fastest choice with two layers in a turn of their loop, if that is faster.
+
+    One layer's weights can then come while the other computes; a compiler moves nothing
+    from one turn of a loop into another. It takes memory, and may not fit.
+    """
+    timed = [each for each in heard.values() if each.confirmed and _took(each)]
+    best = min(timed, key=_took, default=None)
+    if best is None or best.compiled is None or "stage" in best.mesh:
+        return None
+    flags = best.compiled["xla_flags"]
+    config = config_of(question, best, flags)
+    if config.model.L < 2:
+        return None
+    tell(f"compiling {best.layout} with two layers a turn for {config.target}")
+    paired = dataclasses.replace(config, stack=PAIRS)
+    trial = _heard(best, compile_run(paired), flags, PAIRS)
+    return trial if trial.confirmed and 0 < _took(trial) < _took(best) else None
+
+
+def _took(choice: Choice) -> float:
+    """Seconds of the compiled step; 0 where the compiler's are not known."""
+    return float((choice.compiled or {}).get("step_seconds") or 0.0)
+
+
+def _heard(
+    choice: Choice, record: RunRecord, flags: str, stack: str = "auto"
+) -> Choice:
+    column: dict[str, Any] = {
+        **(record.compiled or {}),
+        "xla_flags": flags,
+        "stack": stack,
+    }
     fits = record.status == "ok" and column.get("fits") is not False
     peak = column.get("peak_bytes")
     reason = choice.reason
