@@ -17,6 +17,7 @@ from scaling_lab.cost.predict import predict
 from scaling_lab.cost.runs import points_of
 from scaling_lab.dims import AXES
 from scaling_lab.hardware import parse_target
+from scaling_lab.parallel.sight import Sight
 from scaling_lab.plan import columns, emit, huggingface, law, rank, sizes, words
 from scaling_lab.plan.candidates import POLICIES, candidates, policy_of
 from scaling_lab.plan.question import Question, sequences, tokens
@@ -448,6 +449,29 @@ def test_patience_ends():
     found = plan.confirm(plan.plan(question(axes=AXES)), 2, compile_run)
     assert len(asked) == 4
     assert not any(choice.confirmed for choice in found.choices)
+
+
+@pytest.mark.parametrize("mask", ["window=512", "window=512,global=4", "chunk=1024"])
+def test_a_plan_under_a_mask_is_priced_as_its_runs_are(mask):
+    asked = plan.ask(
+        "llama", "8b", target="h100:2x8", batch_tokens="512K", length=8192, mask=mask
+    )
+    best = next(c for c in plan.plan(asked, top=4).choices if c.trained)
+    config = plan.config_of(asked, best)
+    assert config.model.mask == Sight.parse(mask)
+    priced = float(predict(points_of([config])).step_seconds[0])
+    assert best.step_seconds == pytest.approx(priced, rel=2e-3)
+    full = dataclasses.replace(asked, shape=plan.of_config(models.size("llama", "8b")))
+    assert plan.plan(full, top=1).choices[0].step_seconds > best.step_seconds
+
+
+def test_a_mask_of_a_model_that_is_no_family_is_refused(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(GPT_OSS))
+    with pytest.raises(ValueError, match="window=512: .* is no family of this lab"):
+        plan.ask(model=path, target="h100:2x8", mask="window=512")
+    with pytest.raises(ValueError, match="mask"):
+        plan.ask("llama", "8b", mask="widow=512")
 
 
 def test_what_cannot_be_compiled_says_why(tmp_path):

@@ -29,6 +29,9 @@ class Asked:
     """Global batch in tokens; K, M, G are powers of 1024. Rounded to sequences."""
     length: int = 8192
     """Tokens per sequence."""
+    mask: str | None = None
+    """What layers see: causal, window=4096, window=4096,global=6, chunk=8192 …; by
+    default what the family's do."""
     precision: str = "bfloat16"
     """Of matrix products: bfloat16, float8, int8, mxfp8, nvfp4 or float32."""
     optimizer: str = "adamw"

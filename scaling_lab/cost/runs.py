@@ -153,15 +153,23 @@ def _model(config: RunConfig) -> dict[str, Any]:
 
 
 def _seen(config: RunConfig) -> dict[str, Any]:
-    """What an average query of a limited layer sees, pair by pair from the ledger."""
+    keys = keys_seen(config)
+    return {} if keys is None else {"window": keys}
+
+
+def keys_seen(config: RunConfig) -> float | None:
+    """Keys that an average query of a limited layer sees, pair by pair from the ledger.
+
+    ``None`` where no layer is limited.
+    """
     share = sizes(config.model)["window_share"]
     said = [entry for entry in record(config) if entry.verb == "attend"]
     if not share or not said:
-        return {}
+        return None
     layers = sum(entry.times for entry in said if entry.name.endswith("/attend"))
     seen = sum(entry.flops / (4 * entry.elements("BTNH")) for entry in said)
     rest = (1 - share) * (config.length + 1) / 2
-    return {"window": max(1.0, (seen / layers - rest) / share)}
+    return max(1.0, (seen / layers - rest) / share)
 
 
 def _again(config: RunConfig, flash: bool) -> float:

@@ -7,11 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from scaling_lab import models
+from scaling_lab.config import RunConfig
 from scaling_lab.cost.machines import host_rate, machine_columns, peak_of
 from scaling_lab.cost.points import PRECISIONS, REMATS, SCHEDULES, STACKS, Points
-from scaling_lab.cost.runs import STATE_BYTES
+from scaling_lab.cost.runs import STATE_BYTES, keys_seen
 from scaling_lab.hardware import Target, parse_target
+from scaling_lab.layouts import parse
 from scaling_lab.names import one_of
+from scaling_lab.parallel.sight import Sight
 from scaling_lab.plan.huggingface import Shape
 
 Columns = dict[str, Any]
@@ -50,13 +54,17 @@ def points(shape: Shape, machine_: Columns, **run: Any) -> Points:
       machine_: what `machine` says. run: further columns; a scalar is a whole column.
     """
     found = {**_RUN, **model(shape), **machine_, **run}
-    found["window"] = _seen(shape.window, found["seq_len"])
+    found["window"] = _seen(shape, found["seq_len"])
     return Points(**found)
 
 
-def _seen(window: int, length: Any) -> Any:
+def _seen(shape: Shape, length: Any) -> Any:
     """Keys that an average query of a local layer sees: the first see fewer."""
-    near = np.minimum(window, length)
+    sight = None if shape.config is None else models.sight(shape.config)
+    if sight is not None and sight != Sight(window=sight.window, every=sight.every):
+        alone = parse("data=1")
+        return keys_seen(RunConfig(shape.config, alone, batch=1, length=int(length)))
+    near = np.minimum(shape.window, length)
     return near - near * (near - 1) / (2 * np.maximum(length, 1))
 
 

@@ -15,11 +15,12 @@ from scaling_lab import models
 from scaling_lab.dims import ALPHABET
 from scaling_lab.models.shape import sizes
 from scaling_lab.names import one_of
+from scaling_lab.parallel.sight import Sight
 from scaling_lab.plan import hf_families, hf_fields, huggingface
 from scaling_lab.plan.hf_fields import whole
 from scaling_lab.plan.huggingface import Shape
 
-__all__ = ["Shape", "of_config", "read"]
+__all__ = ["Shape", "of_config", "read", "seeing"]
 
 
 def of_config(config: Any) -> Shape:
@@ -55,6 +56,24 @@ def read(path: str | Path) -> Shape:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return found
+
+
+def seeing(shape: Shape, mask: str) -> Shape:
+    """The model with layers that see so.
+
+    Args:
+      mask: as `Sight.parse` reads it: ``window=1024,global=6``.
+
+    Raises:
+      ValueError: no such mask; no family of ours, or one without such layers.
+    """
+    if shape.config is None:
+        raise ValueError(
+            f"mask {mask}: {shape.name} is no family of this lab yet; its layers see "
+            "what its own file says"
+        )
+    config = models.seeing(shape.config, Sight.parse(mask))
+    return dataclasses.replace(shape, config=config, **sizes(config))
 
 
 def _theirs(data: dict[str, Any]) -> Shape:
