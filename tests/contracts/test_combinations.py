@@ -1,5 +1,7 @@
 """Axes together in families whose layers are of several kinds; see `covering` too."""
 
+import functools
+
 import pytest
 
 from contracts.training import Trained, run_of, same
@@ -21,16 +23,30 @@ CASES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def batches(packed):
+    return [packed(16, seed=seed) for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def alone(batches):
+    """Three steps on one device, once for all layouts of a model."""
+    return functools.cache(
+        lambda model, **fields: Trained(run_of(model, Layout({}), **fields), batches)
+    )
+
+
 @pytest.mark.parametrize(
     ("family", "layout", "microbatches"), CASES, ids=[f"{f}-{t}" for f, t, _ in CASES]
 )
-def test_axes_together_train_as_one_device(family, layout, microbatches, tiny, packed):
-    batches = [packed(16, seed=seed) for seed in range(3)]
+def test_axes_together_train_as_one_device(
+    family, layout, microbatches, tiny, batches, alone
+):
     fields = {"batch": 16, "accumulate": microbatches}
     # Of DeepSeek one layer is dense, and stages alternate over the others.
     model = tiny(family, L=3) if family == "deepseek" else tiny(family)
     found = Trained(run_of(model, layout, **fields), batches)
-    same(found, Trained(run_of(model, Layout({}), **fields), batches))
+    same(found, alone(model, **fields))
 
 
 def test_kinds_of_layers_that_take_turns_do_not_alternate(tiny):
