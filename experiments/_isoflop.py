@@ -242,7 +242,8 @@ def foretold_of(path: Path, points: Sequence[Point]) -> list[str]:
     points = [each for each in points if each["budget"] == told["budget"]]
     if len({each["params"] for each in points}) < 3:
         return [f"{said}, at {told['params']:.3g} parameters"]
-    low, spread = lowest(points), max(spreads(points).values(), default=np.nan)
+    low = lowest(points)
+    spread = max(spreads(points).values(), default=told.get("seed_spread") or np.nan)
     return [
         f"{said}; came: {low:.4f}, off by {low - told['loss']:+.4f}; twice the seeds' "
         f"spread is {2 * spread:.4f}"
