@@ -250,6 +250,33 @@ def foretold_of(path: Path, points: Sequence[Point]) -> list[str]:
     ]
 
 
+def of_longer_runs(
+    points: Sequence[Point], flops: float, step: int, least: Sequence[int]
+) -> list[str]:
+    """After the fact: what the lower budgets' runs foretell without the short ones.
+
+    Args:
+      step: tokens of a step. least: steps of the shortest run that is kept.
+    """
+    lines = []
+    if not any(each["budget"] == flops for each in points):
+        return lines
+    for steps in least:
+        kept = [
+            {key: each[key] for key in ("params", "tokens", "loss")}
+            for each in points
+            if each["budget"] < flops and each["tokens"] >= steps * step
+        ]
+        if len(kept) < 8:
+            continue
+        fitted = lab.fit(pd.DataFrame(kept), law="chinchilla", bootstrap=0)
+        lines.append(
+            f"after the fact, from the {len(kept)} runs of at least {steps} steps: "
+            f"{_lowest(fitted, flops):.4f}"
+        )
+    return lines
+
+
 def lowest(points: Sequence[Point]) -> float:
     """The lowest loss of a budget's parabola, as `fit` draws it."""
     x = np.log([each["params"] for each in points])

@@ -49,6 +49,8 @@ BASE, BATCH, LENGTH = 64, 16, 128
 #: a step takes 0.6 to 0.9 of the time (widths 96 to 320).
 PARTS = 4
 PREDICTION = "prediction.json"
+#: Steps below which a run may be too short for a law of parameters and tokens alone.
+SHORT = (1000, 1500, 2500)
 #: Bytes of the text that is trained on.
 TEXT = 4_368_165
 #: Tried at width 64 with a third of the smallest budget, and the best of them.
@@ -147,8 +149,9 @@ def text(rows: Sequence[record.RunRecord], out: Path) -> str:
     ]
     spread = _isoflop.spreads(points)
     lines += [f"{c:.0e} FLOP: seeds spread by {s:.4f}" for c, s in spread.items()]
-    foretold = _isoflop.foretold_of(out / PREDICTION, points)
-    return "\n".join([*lines, *foretold])
+    lines += _isoflop.foretold_of(out / PREDICTION, points)
+    lines += _isoflop.of_longer_runs(points, max(GRID), BATCH * LENGTH, SHORT)
+    return "\n".join(lines)
 
 
 def keep(out: Path) -> None:
