@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import scaling_lab as lab
-from experiments import _isoflop
+from experiments import _foretelling, _isoflop
 from scaling_lab import models, record
 from scaling_lab.config import RunConfig
 
@@ -120,7 +120,7 @@ def study(
     whole = [row for row in done if row.status == "ok"]
     if len(lower) < len(grid) - 1 or len(whole) < len(configs):
         return done
-    if _isoflop.write_once(out / PREDICTION, _isoflop.foretell(whole, top)):
+    if _foretelling.write_once(out / PREDICTION, _foretelling.foretell(whole, top)):
         print(f"foretold: {out / PREDICTION}")
     if top in budgets:
         done += _isoflop.run_all(configs_of({top: grid[top]}), out, **options)
@@ -149,8 +149,8 @@ def text(rows: Sequence[record.RunRecord], out: Path) -> str:
     ]
     spread = _isoflop.spreads(points)
     lines += [f"{c:.0e} FLOP: seeds spread by {s:.4f}" for c, s in spread.items()]
-    lines += _isoflop.foretold_of(out / PREDICTION, points)
-    lines += _isoflop.of_longer_runs(points, max(GRID), BATCH * LENGTH, SHORT)
+    lines += _foretelling.foretold_of(out / PREDICTION, points)
+    lines += _foretelling.of_longer_runs(points, max(GRID), BATCH * LENGTH, SHORT)
     return "\n".join(lines)
 
 
@@ -167,7 +167,7 @@ def keep(out: Path) -> None:
     _isoflop.keep(rows, RESULTS / record.FILE_NAME)
     if (out / PREDICTION).exists():
         found = json.loads((out / PREDICTION).read_text("utf-8"))
-        _isoflop.write_once(RESULTS / PREDICTION, found)
+        _foretelling.write_once(RESULTS / PREDICTION, found)
     fitted = lab.fit(RESULTS, law="isoflop")
     written = json.dumps(fitted.to_json(), indent=1, allow_nan=False)
     (RESULTS / "fit.json").write_text(written + "\n", "utf-8")

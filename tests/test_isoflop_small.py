@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import scaling_lab as lab
-from experiments import _isoflop, isoflop_small, mup_transfer
+from experiments import _foretelling, _isoflop, isoflop_small, mup_transfer
 from scaling_lab import record
 from scaling_lab.sweep import run_here
 
@@ -107,7 +107,7 @@ def runs(budgets, sizes=(1e5, 2e5, 4e5, 8e5, 1.6e6), noise=0.0):
 
 def test_what_is_foretold_comes():
     flops = 1e14
-    told = _isoflop.foretell(list(runs((3e12, 1e13, 3e13))), flops)
+    told = _foretelling.foretell(list(runs((3e12, 1e13, 3e13))), flops)
     n = np.geomspace(1e5, 1e7, 4000)
     curve = 1 + 50 / n**0.4 + 60 / (flops / (6 * n)) ** 0.4
     assert told["loss"] == pytest.approx(curve.min(), abs=2e-3)
@@ -121,7 +121,7 @@ def test_a_line_that_does_not_bend_foretells_nothing():
         types.SimpleNamespace(flops=c, loss=x)
         for c, x in ((1, 3.0), (10, 2.9), (100, 2.5))
     ]
-    assert _isoflop._floored(bent, 1000.0) is None
+    assert _foretelling._floored(bent, 1000.0) is None
 
 
 def test_the_rest_of_the_time_is_told():
@@ -147,7 +147,7 @@ def test_the_study_runs_resumes_and_foretells_first(study, tmp_path, monkeypatch
         assert len(rows) == len(done) == 6  # no run of the top budget was there
         return {"budget": flops, "loss": 2.0, "params": 1e5}
 
-    monkeypatch.setattr(_isoflop, "foretell", foretell)
+    monkeypatch.setattr(_foretelling, "foretell", foretell)
     lower = sorted(GRID)[:2]
     first = study(tmp_path, lower, most=2)
     assert len(first) == 2 and not (tmp_path / isoflop_small.PREDICTION).exists()

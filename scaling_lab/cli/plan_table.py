@@ -102,7 +102,7 @@ def _layout(choice: Any) -> str:
 def _marks(choice: Any) -> str:
     marks = ["tied"] if choice.tied else []
     if choice.confirmed is not None:
-        took = (choice.compiled or {}).get("step_seconds")
+        took = choice.compiled_seconds
         said = f"confirmed, {seconds(took)}" if took else "confirmed"
         marks.append(said if choice.confirmed else "refused")
     return ", ".join(marks)
@@ -113,7 +113,7 @@ def disagreements(choices: Iterable[Choice]) -> list[str]:
     lines = []
     for choice in choices:
         column = choice.compiled or {}
-        took = column.get("step_seconds")
+        took = choice.compiled_seconds
         low, high = choice.step_seconds_low, choice.step_seconds_high
         if not took or low <= took <= high:
             continue

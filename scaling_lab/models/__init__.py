@@ -89,7 +89,7 @@ def seeing(config: Any, sight: Sight) -> Any:
     """
     name = family_of(config).__name__.rpartition(".")[2]
     if not hasattr(config, "mask"):
-        if sight != Sight(window=sight.window, every=sight.every) or not sight.every:
+        if not sight.windows_alone or not sight.every:
             raise ValueError(
                 f"mask {sight.text}: {name} has windows and layers that see all, as "
                 f"window={config.window},global={config.period}; of other masks ask "

@@ -101,6 +101,11 @@ class Sight:
         return ",".join(words) or "causal"
 
     @property
+    def windows_alone(self) -> bool:
+        """Whether nothing but a window limits what layers see."""
+        return self == Sight(window=self.window, every=self.every)
+
+    @property
     def keys(self) -> int | None:
         """What an average query sees in a long row, where it is limited; else all."""
         limits = [self.window, self.chunk and max(1, self.chunk // 2)]

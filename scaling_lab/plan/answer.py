@@ -63,6 +63,11 @@ class Choice:
     confirmed: bool | None = None
     compiled: dict[str, Any] | None = None
 
+    @property
+    def compiled_seconds(self) -> float | None:
+        """Of the compiled step; ``None`` where the compiler was not asked or failed."""
+        return (self.compiled or {}).get("step_seconds")
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
         data = dataclasses.asdict(self)

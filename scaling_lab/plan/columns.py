@@ -15,7 +15,6 @@ from scaling_lab.cost.runs import STATE_BYTES, keys_seen
 from scaling_lab.hardware import Target, parse_target
 from scaling_lab.layouts import parse
 from scaling_lab.names import one_of
-from scaling_lab.parallel.sight import Sight
 from scaling_lab.plan.huggingface import Shape
 
 Columns = dict[str, Any]
@@ -61,7 +60,7 @@ def points(shape: Shape, machine_: Columns, **run: Any) -> Points:
 def _seen(shape: Shape, length: Any) -> Any:
     """Keys that an average query of a local layer sees: the first see fewer."""
     sight = None if shape.config is None else models.sight(shape.config)
-    if sight is not None and sight != Sight(window=sight.window, every=sight.every):
+    if sight is not None and not sight.windows_alone:
         alone = parse("data=1")
         return keys_seen(RunConfig(shape.config, alone, batch=1, length=int(length)))
     near = np.minimum(shape.window, length)

@@ -140,8 +140,12 @@ def _in_pairs(
     One layer's weights can then come while the other computes; a compiler moves nothing
     from one turn of a loop into another. It takes memory, and may not fit.
     """
-    timed = [each for each in heard.values() if each.confirmed and _took(each)]
-    best = min(timed, key=_took, default=None)
+    timed = [
+        (seconds, each)
+        for each in heard.values()
+        if each.confirmed and (seconds := each.compiled_seconds)
+    ]
+    took, best = min(timed, key=lambda pair: pair[0], default=(0.0, None))
     if best is None or best.compiled is None or "stage" in best.mesh:
         return None
     flags = best.compiled["xla_flags"]
@@ -151,12 +155,8 @@ def _in_pairs(
     tell(f"compiling {best.layout} with two layers a turn for {config.target}")
     paired = dataclasses.replace(config, stack=PAIRS)
     trial = _heard(best, compile_run(paired), flags, PAIRS)
-    return trial if trial.confirmed and 0 < _took(trial) < _took(best) else None
-
-
-def _took(choice: Choice) -> float:
-    """Seconds of the compiled step; 0 where the compiler's are not known."""
-    return float((choice.compiled or {}).get("step_seconds") or 0.0)
+    found = trial.compiled_seconds
+    return trial if trial.confirmed and found and found < took else None
 
 
 def _heard(
