@@ -52,7 +52,7 @@ class Placement(Moves):
         `parallel.apart`.
       attend_with: the attention of one device over whole rows.
       attend_kernel: the same in its two passes, for parts of a row.
-      attend_residual: `checkpoint_name` by which that keeps what it needs, if it does.
+      attend_residual: `checkpoint_name` by which that keeps what it needs, "" for none.
       loss_chunks: how many chunks of the vocabulary the loss is cut into, each made
         again in the backward pass; ``None`` decides.
       loss_elements: logits of one device at a time, where it decides.
@@ -69,7 +69,7 @@ class Placement(Moves):
     tap: apart.Tap | None = None
     attend_with: attention.Attend = attention.dense
     attend_kernel: flash.Kernel = chunked.KERNEL
-    attend_residual: str = ""
+    attend_residual: str = attention.RESIDUAL
     loss_chunks: int | None = None
     loss_elements: int = cross_entropy.KEEP_ELEMENTS
     attend_scale: float = 1.0

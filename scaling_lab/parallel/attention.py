@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from scaling_lab.parallel.masks import Mask
@@ -46,8 +47,9 @@ def dense(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask) -> Array:
         precision=precision,
         preferred_element_type=jnp.float32,
     )
-    out_BTKGH /= rearrange(sum_BKGT1, "b k g t 1 -> b t k g 1")
-    return rearrange(out_BTKGH.astype(q_BTNH.dtype), "b t k g h -> b t (k g) h")
+    sum_BTKG1 = rearrange(sum_BKGT1, "b k g t 1 -> b t k g 1")
+    out_BTKGH = _divided(out_BTKGH, sum_BTKG1, q_BTNH.dtype)
+    return rearrange(out_BTKGH, "b t k g h -> b t (k g) h")
 
 
 def _shares(scores_BKGTS: Array) -> tuple[Array, Array]:
@@ -59,6 +61,25 @@ def _shares(scores_BKGTS: Array) -> tuple[Array, Array]:
     peak_BKGT1 = jax.lax.stop_gradient(scores_BKGTS.max(-1, keepdims=True))
     shares_BKGTS = jnp.exp(scores_BKGTS - peak_BKGT1)
     return shares_BKGTS, shares_BKGTS.sum(-1, keepdims=True)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _divided(out: Array, sums: Array, dtype: Any) -> Array:
+    """The quotient, whose gradient is written in itself and not in what was divided.
+
+    So a policy that keeps attention's result, under `RESIDUAL`, spares the product with
+    values its second time; the quotient's own rule would ask for that product again.
+    """
+    return (out / sums).astype(dtype)
+
+
+@_divided.defjvp
+def _divided_jvp(dtype: Any, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (out, sums), (d_out, d_sums) = primals, tangents
+    # Not by calling `_divided`: policies do not look for names inside a call.
+    found = checkpoint_name((out / sums).astype(dtype), RESIDUAL)
+    change = (d_out - found.astype(d_out.dtype) * d_sums) / sums
+    return found, change.astype(dtype)
 
 
 def blockwise(
@@ -108,8 +129,8 @@ def _block(q_BKGTH: Array, k_BKSH: Array, v_BKSH: Array, visible_BTS: Array) -> 
     shares_BKGTS, sum_BKGT1 = _shares(scores_BKGTS)
     shares_BKRS = rearrange(shares_BKGTS, "b k g t s -> b k (g t) s")
     out_BKRH = product("BKRS,BKSH->BKRH", shares_BKRS.astype(q_BKGTH.dtype), v_BKSH)
-    out_BKGTH = rearrange(out_BKRH, "b k (g t) h -> b k g t h", g=g) / sum_BKGT1
-    return out_BKGTH.astype(q_BKGTH.dtype)
+    out_BKGTH = rearrange(out_BKRH, "b k (g t) h -> b k g t h", g=g)
+    return _divided(out_BKGTH, sum_BKGT1, q_BKGTH.dtype)
 
 
 def _seen(mask: Mask, queries: slice) -> list[slice]:

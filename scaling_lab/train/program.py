@@ -139,7 +139,6 @@ def _habits(platform: str) -> dict[str, Any]:
         return {
             "attend_with": splash.attend,
             "attend_kernel": mosaic.KERNEL,
-            "attend_residual": attention.RESIDUAL,
             "group_with": experts.ragged,
         }
     if platform in ("gpu", "cuda"):

@@ -179,7 +179,7 @@ def test_every_layout_multiplies_the_codes_of_one_device(
     """Scales are of whole rows and columns. What is left is a code on the border of
     two, which float32's own rounding may tip, under any layout: one in thousands, more
     with every step that parameters have gone apart (one that tips in the first step
-    has turned the third gradient's norm by 3 %)."""
+    has turned the third gradient's norm by 3 %, the second logits' `z` by 0.07 %)."""
     parts = {"accumulate": 2} if "stage" in layout else {}
     model = tiny(family, L=4) if "stage" in layout else tiny(family)
     key = (precision, family, bool(parts))
@@ -190,7 +190,7 @@ def test_every_layout_multiplies_the_codes_of_one_device(
     first = [trained.metrics[0]["loss"] for trained in (found, alone[key])]
     np.testing.assert_allclose(*first, rtol=1e-5)
     close(found.gradients, alone[key].gradients, 2e-2)
-    same(found, alone[key], loss=5e-4, gradient=5e-2, update=1e-1)
+    same(found, alone[key], loss=1e-3, gradient=5e-2, update=1e-1)
 
 
 def test_bfloat16_around_the_codes(tiny, batches):
