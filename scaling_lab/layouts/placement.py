@@ -151,7 +151,9 @@ class Placement(Moves):
             length = ()
         with jax.named_scope(name):
             q_BTNH = scaled(q_BTNH, self.attend_scale)
-            if self.mesh is None or not (batch or length or heads):
+            whole = not (batch or length or heads)
+            # Beside stages a kernel is one device's all the same.
+            if self.mesh is None or (whole and self.mesh.size == self.layout.devices):
                 result = attend_with(q_BTNH, k_BSKH, v_BSKH, mask)
             else:
                 result = attention.by_heads(

@@ -97,6 +97,8 @@ _KINDS = ("params", "acts", "grads", "optimizer")
 
 def _axes(table: Table, letter: str) -> tuple[str, ...]:
     axes = table.get(letter)
+    if isinstance(axes, Mapping):
+        return ()
     return (axes,) if isinstance(axes, str) else tuple(axes or ())
 
 
@@ -131,7 +133,7 @@ def through_stages(
     """
     auxes = []
     for segment in segments:
-        staged = _staged(place, segment)
+        staged = _staged(place, segment, copies_of(place, segment, x_BTD, per_batch))
         arranged = staged.arranged(segment.params)
         x_BTD, aux = pipeline.run(staged.plan, staged.stage, arranged, x_BTD, per_batch)
         auxes.append(aux)
@@ -151,7 +153,8 @@ def alternate(
       the sums of `after`; gradients of the parameters; that of the first layer's input.
     """
     segment, x_BTD, per_batch = Segment(*segment), *inputs
-    staged, made_later = _staged(place, segment), None
+    copies = 1 if makes_later(place.layout) else copies_of(place, segment, *inputs)
+    staged, made_later = _staged(place, segment, copies), None
     if makes_later(place.layout):
         count = place.microbatches
         parts = jax.tree.map(
@@ -179,17 +182,56 @@ class _Staged(NamedTuple):
     add_up: Callable[[Any], dict[str, Array]]
 
 
-def within_stage(place: Any) -> Any:
-    """How arrays move where all of an array program is one stage's, or none's."""
-    mesh = {axis: n for axis, n in place.layout.mesh.items() if axis != AXIS}
+def within_stage(place: Any, copies: int = 1) -> Any:
+    """How arrays move where all of an array program is one stage's, or none's.
+
+    Args:
+      copies: of the stage; where there are several, all is one copy's.
+    """
+    outside = (AXIS,) if copies == 1 else (AXIS, pipeline.REPLICAS)
+    mesh = {axis: n for axis, n in place.layout.mesh.items() if axis not in outside}
     return dataclasses.replace(
         place, layout=dataclasses.replace(place.layout, mesh=mesh)
     )
 
 
-def _staged(place: Any, segment: Segment) -> _Staged:
-    inner = within_stage(place)
-    plan = _plan(place, inner, segment.params)
+def copies_of(place: Any, segment: Segment, x_BTD: Array, per_batch: Batch) -> int:
+    """How many copies of a stage add up their weights' gradients by themselves.
+
+    All over ``data``, unless gradients rest divided over it, which is to save the
+    memory that this takes, or are reduced in a precision of their own, or layers say
+    something beside their result (a router's losses), which is of a whole microbatch.
+    """
+    if not independent(place.layout) or place.reduce is not None:
+        return 1
+    one = {
+        dims.unstacked(name): jax.ShapeDtypeStruct(a.shape[1:], a.dtype)
+        for name, a in segment.params.items()
+    }
+    block = functools.partial(segment.block, within_stage(place))
+    _, aux, _ = jax.eval_shape(block, one, x_BTD, per_batch, None)
+    return 1 if jax.tree.leaves(aux) else place.layout.mesh[pipeline.REPLICAS]
+
+
+def independent(layout: Layout) -> bool:
+    """Whether copies over ``data`` differ in their sequences alone."""
+    axis = pipeline.REPLICAS
+    if layout.mesh.get(axis, 1) == 1 or axis not in layout.spec("acts", "BT")[0]:
+        return False
+    tables = (layout.table("params"), layout.table("grads"))
+    return not any(_divides(table, axis) for table in tables)
+
+
+def _divides(table: Table, axis: str) -> bool:
+    """Whether a table divides anything over an axis."""
+    overrides = [each for each in table.values() if isinstance(each, Mapping)]
+    found = axis in {a for letter in table for a in _axes(table, letter)}
+    return found or any(_divides(each, axis) for each in overrides)
+
+
+def _staged(place: Any, segment: Segment, copies: int = 1) -> _Staged:
+    inner = within_stage(place, copies)
+    plan = _plan(place, inner, segment.params, copies)
     block = stack.remat(
         functools.partial(segment.block, inner),
         stack.with_residual(place.remat, place.residual),
@@ -205,7 +247,11 @@ def _staged(place: Any, segment: Segment) -> _Staged:
     def add_up(gradients: Any) -> dict[str, Array]:
         return {
             name: jax.lax.with_sharding_constraint(
-                array, _on_stage(plan, inner, "grads", f"L{dims.letters(name)}", name)
+                array,
+                _of_copies(
+                    plan,
+                    _on_stage(plan, inner, "grads", f"L{dims.letters(name)}", name),
+                ),
             )
             for name, array in gradients.items()
         }
@@ -222,19 +268,27 @@ def _on_stage(
     return NamedSharding(plan.mesh, partition(((AXIS,), (), (), *spec[1:])))
 
 
-def _plan(place: Any, inner: Moves, params: Mapping[str, Any]) -> chunks.Plan:
+def _of_copies(plan: chunks.Plan, sharding: NamedSharding) -> NamedSharding:
+    return NamedSharding(plan.mesh, pipeline.copies(plan, sharding.spec))
+
+
+def _plan(
+    place: Any, inner: Moves, params: Mapping[str, Any], copies: int
+) -> chunks.Plan:
+    first = () if copies == 1 else ((pipeline.REPLICAS,),)
     depth = len(next(iter(params.values())))
     stages, virtual = stages_of(place.layout), virtual_of(place.layout)
     return chunks.Plan(
         mesh=place.mesh,
-        rows=inner.layout.spec("acts", "BTD"),
-        tokens=inner.layout.spec("acts", "BT"),
+        rows=(*first, *inner.layout.spec("acts", "BTD")),
+        tokens=(*first, *inner.layout.spec("acts", "BT")),
         stages=stages,
         microbatches=place.microbatches,
         # A short segment, such as a few dense layers before the rest, goes once round.
         virtual=1 if depth % (stages * virtual) else virtual,
         depth=depth,
         unroll=place.unroll,
+        replicas=copies,
     )
 
 
@@ -252,4 +306,4 @@ def _arranged(
     layers, *rest = place.layout.spec("grads", letters, name)
     rests = NamedSharding(plan.mesh, partition((layers, (), (), *rest)))
     array = gather(chunks.arrange(plan, array), used, rests)
-    return gather(array, used, adds_up)
+    return pipeline.copied(plan, gather(array, used, adds_up), used.spec)

@@ -28,6 +28,8 @@ class Plan(NamedTuple):
       mesh: of all arrays.
       rows: for B, T and D of what is handed on, the mesh axes it is divided over.
       tokens: for B and T of what is known of a token, the same.
+      replicas: copies of every stage, each with sequences of its own (R); where there
+        are several, `rows` and `tokens` begin with R.
       stages: how many (Z). microbatches: of a step (M).
       virtual: chunks of layers on one stage.
       depth: layers, of all stages together.
@@ -42,6 +44,7 @@ class Plan(NamedTuple):
     virtual: int
     depth: int
     unroll: bool = False
+    replicas: int = 1
 
     @property
     def even(self) -> bool:

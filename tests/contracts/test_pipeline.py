@@ -24,6 +24,8 @@ CASES = [
     ("llama", "stage=2,data=2,fsdp=2+zero1", 3, {"remat": "save:ffn/gate"}),
     ("llama", "stage=2,fsdp=4+1f1b", 4, {"remat": "full", "z_loss": 1e-3}),
     ("gpt2", "stage=4,data=2+1f1b", 5, {}),
+    ("llama", "stage=2,data=2,tensor=2+sequence+1f1b", 4, {}),
+    ("llama", "stage=2,data=4", 4, {"reduce": "float32"}),
     ("llama", "stage=2,data=2,tensor=2+sequence+zero2+1f1b", 3, {}),
     ("llama", "stage=2,fsdp=4+zero_bubble", 4, {"remat": "full", "z_loss": 1e-3}),
     ("gpt2", "stage=4,data=2+zero_bubble", 5, {}),
@@ -159,6 +161,35 @@ def test_only_neighbours_talk_between_the_ticks(layout, tiny):
     assert times["collective-permute", "stage"] == 2 * ticks - alternates
     assert times["all-to-all", "stage"] == 2 * weights * interleaved
     assert not times["all-gather", "stage"]
+
+
+@pytest.mark.parametrize(
+    "layout",
+    ["stage=2,data=4", "stage=2,data=2,tensor=2+sequence", "stage=2,data=4+1f1b"],
+)
+def test_copies_of_a_stage_sum_their_gradients_once_a_step(layout, tiny):
+    """What goes over data does not grow with microbatches, but for 1F1B's ends."""
+    moved = []
+    for parts in (4, 8):
+        fields = {"batch": 4 * parts, "accumulate": parts, "stack": "scan"}
+        config = run_of(tiny("llama", L=4), layout, target="cpu:8", **fields)
+        column, _ = column_of(config)
+        assert column["unasked"] == []
+        moved.append(
+            sum(r["bytes"] for r in column["collectives"] if r["axes"] == ["data"])
+        )
+        implied = [i for i in cost.explain(config).collectives() if "data" in i["axes"]]
+        assert sum(i["bytes"] for i in implied) == pytest.approx(moved[-1], rel=0.05)
+    ends = 4 * 64 * 256 * 4 * ("1f1b" in layout)
+    assert moved[1] - moved[0] <= 1.1 * ends
+
+
+def test_what_a_router_says_is_of_a_whole_microbatch(tiny):
+    """Its losses are no sum over sequences, so its stages have no copies."""
+    fields = {"batch": 16, "accumulate": 4, "stack": "scan", "target": "cpu:8"}
+    config = run_of(tiny("mixtral", L=4), "stage=2,data=4", **fields)
+    column, times = column_of(config)
+    assert column["unasked"] == [] and times["all-reduce", "data"] > 5
 
 
 def test_explained_is_what_is_compiled(tiny):
