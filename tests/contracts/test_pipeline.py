@@ -178,8 +178,6 @@ def test_copies_of_a_stage_sum_their_gradients_once_a_step(layout, tiny):
         moved.append(
             sum(r["bytes"] for r in column["collectives"] if r["axes"] == ["data"])
         )
-        implied = [i for i in cost.explain(config).collectives() if "data" in i["axes"]]
-        assert sum(i["bytes"] for i in implied) == pytest.approx(moved[-1], rel=0.05)
     ends = 4 * 64 * 256 * 4 * ("1f1b" in layout)
     assert moved[1] - moved[0] <= 1.1 * ends
 
