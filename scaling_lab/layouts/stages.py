@@ -191,7 +191,9 @@ def within_stage(place: Any, copies: int = 1) -> Any:
     outside = (AXIS,) if copies == 1 else (AXIS, pipeline.REPLICAS)
     mesh = {axis: n for axis, n in place.layout.mesh.items() if axis not in outside}
     return dataclasses.replace(
-        place, layout=dataclasses.replace(place.layout, mesh=mesh)
+        place,
+        layout=dataclasses.replace(place.layout, mesh=mesh),
+        attend_with=place.attend_stacked or place.attend_with,
     )
 
 
