@@ -70,7 +70,7 @@ def reduced(p: Points, wires: Wires, held: Column) -> Column:
     """Seconds in which gradients of so many parameters go over ``data``.
 
     Our stages' copies are summed once, in the precision of the sum. Where that is not
-    done (`layouts.stages.copies_of`) what each microbatch gives is reduced, in 16 bits,
+    done (`layouts.copies.copies_of`) what each microbatch gives is reduced, in 16 bits,
     and idle stages' too; what is made later is made by all.
     """
     once = wires.gradients(held)

@@ -107,7 +107,7 @@ def _of_copies(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Axes over which a microbatch's gradient is summed, and those whose turn is last.
 
-    See `layouts.stages.copies_of`.
+    See `layouts.copies.copies_of`.
     """
     copies = stages_of(layout) > 1 and letters[0] == "L" and independent(layout)
     copies &= config.reduce is None and not makes_later(layout)

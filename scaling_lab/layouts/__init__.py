@@ -4,6 +4,7 @@ One file per named layout (`ddp.py`, `fsdp_tensor.py`, …) with its tables writ
 `grammar.parse` reads what people type.
 """
 
+from scaling_lab.layouts.copies import independent
 from scaling_lab.layouts.explicit import ExplicitPlacement
 from scaling_lab.layouts.grammar import names, parse
 from scaling_lab.layouts.legality import check, fit_kv_heads
@@ -14,7 +15,6 @@ from scaling_lab.layouts.stages import (
     alternate,
     alternates,
     fit_stages,
-    independent,
     makes_later,
     passes,
     schedule_of,

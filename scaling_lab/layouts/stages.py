@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 
 from scaling_lab import dims
 from scaling_lab.layouts import later
+from scaling_lab.layouts.copies import copies_of
 from scaling_lab.layouts.mesh import partition
 from scaling_lab.layouts.moves import Moves, gather
 from scaling_lab.layouts.tables import Layout, Table
@@ -97,8 +98,6 @@ _KINDS = ("params", "acts", "grads", "optimizer")
 
 def _axes(table: Table, letter: str) -> tuple[str, ...]:
     axes = table.get(letter)
-    if isinstance(axes, Mapping):
-        return ()
     return (axes,) if isinstance(axes, str) else tuple(axes or ())
 
 
@@ -133,7 +132,8 @@ def through_stages(
     """
     auxes = []
     for segment in segments:
-        staged = _staged(place, segment, copies_of(place, segment, x_BTD, per_batch))
+        copies = copies_of(place, within_stage(place), segment, x_BTD, per_batch)
+        staged = _staged(place, segment, copies)
         arranged = staged.arranged(segment.params)
         x_BTD, aux = pipeline.run(staged.plan, staged.stage, arranged, x_BTD, per_batch)
         auxes.append(aux)
@@ -153,8 +153,10 @@ def alternate(
       the sums of `after`; gradients of the parameters; that of the first layer's input.
     """
     segment, x_BTD, per_batch = Segment(*segment), *inputs
-    copies = 1 if makes_later(place.layout) else copies_of(place, segment, *inputs)
-    staged, made_later = _staged(place, segment, copies), None
+    copies, made_later = 1, None
+    if not makes_later(place.layout):
+        copies = copies_of(place, within_stage(place), segment, *inputs)
+    staged = _staged(place, segment, copies)
     if makes_later(place.layout):
         count = place.microbatches
         parts = jax.tree.map(
@@ -197,48 +199,12 @@ def within_stage(place: Any, copies: int = 1) -> Any:
     )
 
 
-def copies_of(place: Any, segment: Segment, x_BTD: Array, per_batch: Batch) -> int:
-    """How many copies of a stage add up their weights' gradients by themselves.
-
-    All over ``data``, unless gradients rest divided over it, which is to save the
-    memory that this takes, or are reduced in a precision of their own, or layers say
-    something beside their result (a router's losses), which is of a whole microbatch.
-    """
-    if not independent(place.layout) or place.reduce is not None:
-        return 1
-    one = {
-        dims.unstacked(name): jax.ShapeDtypeStruct(a.shape[1:], a.dtype)
-        for name, a in segment.params.items()
-    }
-    block = functools.partial(segment.block, within_stage(place))
-    _, aux, _ = jax.eval_shape(block, one, x_BTD, per_batch, None)
-    return 1 if jax.tree.leaves(aux) else place.layout.mesh[pipeline.REPLICAS]
-
-
-def independent(layout: Layout) -> bool:
-    """Whether copies over ``data`` differ in their sequences alone."""
-    axis = pipeline.REPLICAS
-    if layout.mesh.get(axis, 1) == 1 or axis not in layout.spec("acts", "BT")[0]:
-        return False
-    tables = (layout.table("params"), layout.table("grads"))
-    return not any(_divides(table, axis) for table in tables)
-
-
-def _divides(table: Table, axis: str) -> bool:
-    """Whether a table divides anything over an axis."""
-    overrides = [each for each in table.values() if isinstance(each, Mapping)]
-    found = axis in {a for letter in table for a in _axes(table, letter)}
-    return found or any(_divides(each, axis) for each in overrides)
-
-
 def _staged(place: Any, segment: Segment, copies: int = 1) -> _Staged:
     inner = within_stage(place, copies)
     plan = _plan(place, inner, segment.params, copies)
-    block = stack.remat(
-        functools.partial(segment.block, inner),
-        stack.with_residual(place.remat, place.residual),
-        regather=inner.gathers(segment.params),
-    )
+    policy = stack.with_residual(place.remat, place.residual)
+    block = functools.partial(segment.block, inner)
+    block = stack.remat(block, policy, regather=inner.gathers(segment.params))
 
     def arranged(params: Any) -> dict[str, Array]:
         return {
@@ -258,7 +224,7 @@ def _staged(place: Any, segment: Segment, copies: int = 1) -> _Staged:
             for name, array in gradients.items()
         }
 
-    chunk = chunks.chunk_of(plan, block, place.compute)
+    chunk = chunks.chunk_of(plan, block, policy, place.compute)
     return _Staged(plan, inner, chunk, arranged, add_up)
 
 

@@ -144,6 +144,7 @@ class _Loop:
         }
 
         self.stage = pipeline.on_replicas(plan, work.stage)
+        self.after = pipeline.on_whole(plan, work.after)
 
         def one(params, exists_vl, microbatch, x_BTD, parts):
             own = jax.tree.map(lambda a: chunks.pick(a, microbatch), parts)
@@ -168,7 +169,7 @@ class _Loop:
         x_ZBTD = pipeline.on_stages(self.plan, self.x_MBTD[:1], 0)
         zeros = jax.tree.map(jnp.zeros_like, self.params)
         first = (self.x_MBTD[0], self.aux, jnp.int32(0))
-        shapes, _ = jax.eval_shape(self._after, *first)
+        shapes, _ = jax.eval_shape(self.after, *first)
         aux_Z = jnp.stack([ravel_pytree(self.aux)[0]] * self.plan.stages)
         return Held(
             x_ZBTD,
@@ -210,17 +211,12 @@ class _Loop:
         x_BTD = pipeline.of_stage(self.plan, out[0][None], self.plan.stages - 1)[0]
         aux = self.of_vector(jnp.sum(pipeline.where(last_Z, out[1], 0), 0))
         number = tick - (self.plan.stages - 1)
-        sums, (d_BTD, d_aux) = self._after(x_BTD, aux, number)
+        sums, (d_BTD, d_aux) = self.after(x_BTD, aux, number)
         return held._replace(
             d_ZBTD=pipeline.where(last_Z, d_BTD[None], held.d_ZBTD),
             d_aux_Z=pipeline.where(last_Z, ravel_pytree(d_aux)[0][None], held.d_aux_Z),
             rest=jax.tree.map(jnp.add, held.rest, sums),
         )
-
-    def _after(self, x_BTD: Array, aux: Any, number: Array) -> Any:
-        whole_BTD = pipeline.joined(self.plan, x_BTD)
-        sums, (d_BTD, d_aux) = self.work.after(whole_BTD, aux, number)
-        return sums, (pipeline.parted(self.plan, d_BTD), d_aux)
 
     def _backward(self, held: Held, tick: Array) -> tuple[Held, Array]:
         since_Z = 2 * (self.plan.stages - 1 - self.stage_Z)

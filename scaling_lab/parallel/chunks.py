@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from scaling_lab.parallel import stack
 from scaling_lab.parallel.verbs import Batch
@@ -58,7 +59,7 @@ class Plan(NamedTuple):
 
 
 def chunk_of(
-    plan: Plan, block: Callable[..., tuple[Array, Any, Any]], compute: Any
+    plan: Plan, block: Callable[..., tuple[Array, Any, Any]], policy: str, compute: Any
 ) -> Callable[..., tuple[Array, Any]]:
     """One chunk of layers on one microbatch, for `run`.
 
@@ -69,6 +70,7 @@ def chunk_of(
 
     def layer(per_batch: Batch, x_BTD: Array, step: Any) -> Any:
         params, exists = step
+        x_BTD = checkpoint_name(x_BTD, stack.INPUT)
         new_BTD, aux, _ = block(params, x_BTD, per_batch, None)
         if not plan.even:
             new_BTD = jnp.where(exists, new_BTD, x_BTD)
@@ -85,10 +87,9 @@ def chunk_of(
         )
         return x_BTD, jax.tree.map(lambda a: jnp.sum(a, 0), aux)
 
-    if plan.virtual == 1:
-        return stage
-    # A chunk's weights would be kept for every tick it is picked at.
-    return jax.checkpoint(stage, policy=stack.all_but((stack.GATHERED,), stack.MOVES))
+    # Forward and backward are loops of their own: nothing there can be made one.
+    kept = stack.of_chunk(policy)
+    return jax.checkpoint(stage, policy=kept, prevent_cse=False)
 
 
 def arrange(plan: Plan, array: Array) -> Array:
@@ -131,8 +132,6 @@ def _own(stacked_v: Array, chunk: Array, compute: Any) -> Array:
 
     By hand, so that the policy of what is kept sees one thing, that moves an array.
     """
-    if len(stacked_v) == 1:
-        return stacked_v[0]
     return pick(stacked_v, chunk).astype(compute)
 
 

@@ -158,20 +158,18 @@ def copies(plan: Plan, spec: PartitionSpec) -> PartitionSpec:
     return PartitionSpec(spec[0], REPLICAS, *spec[1:])
 
 
-def joined(plan: Plan, x_BTD: Array) -> Array:
-    """A microbatch whole: of ``(R, B, …)`` the rows of one copy after another's."""
+def on_whole(plan: Plan, after: Callable[..., Any]) -> Callable[..., Any]:
+    """`alternating.Work.after` for a microbatch that lies in copies, ``(R, B, …)``."""
     if plan.replicas == 1:
-        return x_BTD
-    x_BTD = rearrange(x_BTD, "r b ... -> (r b) ...")
-    return constrain(plan, x_BTD, _whole_rows(plan))
+        return after
 
+    def of_copies(x_BTD: Array, *rest: Any) -> Any:
+        x_BTD = rearrange(x_BTD, "r b ... -> (r b) ...")
+        sums, (d_BTD, d_aux) = after(constrain(plan, x_BTD, _whole_rows(plan)), *rest)
+        d_BTD = rearrange(d_BTD, "(r b) ... -> r b ...", r=plan.replicas)
+        return sums, (constrain(plan, d_BTD, plan.rows), d_aux)
 
-def parted(plan: Plan, x_BTD: Array) -> Array:
-    """The inverse of `joined`."""
-    if plan.replicas == 1:
-        return x_BTD
-    x_BTD = rearrange(x_BTD, "(r b) ... -> r b ...", r=plan.replicas)
-    return constrain(plan, x_BTD, plan.rows)
+    return of_copies
 
 
 def uncut(plan: Plan, x_MBTD: Array) -> Array:

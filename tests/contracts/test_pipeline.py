@@ -1,6 +1,8 @@
 """Layers in stages train as one device does, and move what was meant to be moved."""
 
 import collections
+import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -180,6 +182,23 @@ def test_copies_of_a_stage_sum_their_gradients_once_a_step(layout, tiny):
         )
     ends = 4 * 64 * 256 * 4 * ("1f1b" in layout)
     assert moved[1] - moved[0] <= 1.1 * ends
+
+
+@pytest.mark.parametrize(
+    ("layout", "ticks"), [("stage=2,data=4", 9), ("stage=2,fsdp=4+interleaved=2", 17)]
+)
+@pytest.mark.parametrize("remat", ["none", "full", "save:ffn/down", "recompute:ffn/up"])
+def test_ticks_keep_what_the_policy_says_and_no_weights(layout, ticks, remat, tiny):
+    """A stage has its weights: kept for every tick they would be there many times."""
+    model = dataclasses.replace(tiny("llama", L=8), F=56)
+    fields = {"batch": 64, "accumulate": 8, "remat": remat, "precision": "bfloat16"}
+    program = train.make_program(run_of(model, layout, **fields))
+    text = program.step.lower(*program.abstract_arguments()).as_text()
+    kept = set(re.findall(rf"tensor<{ticks}x([x\d]+)x(?:f32|bf16)>", text))
+    d, f = model.D, model.F
+    assert not [shape for shape in kept if shape.endswith((f"x{d}x{f}", f"x{f}x{d}"))]
+    inside = [shape for shape in kept if shape.endswith(f"x{f}")]
+    assert bool(inside) == (remat in ("none", "recompute:ffn/up"))
 
 
 def test_what_a_router_says_is_of_a_whole_microbatch(tiny):
