@@ -65,7 +65,7 @@ def chunk_of(
 
     Args:
       block: one layer, with what its backward pass keeps decided.
-      compute: dtype of a chunk's weights where a stage has several.
+      compute: dtype that weights are used in.
     """
 
     def layer(per_batch: Batch, x_BTD: Array, step: Any) -> Any:
@@ -78,7 +78,10 @@ def chunk_of(
         return new_BTD, aux
 
     def stage(params: Any, chunk: Array, exists_vl: Array, x_BTD: Array, per_batch):
-        params = jax.tree.map(lambda a_vl: _own(a_vl, chunk, compute), params)
+        params = {
+            name: _own(a_vl, chunk, compute if _is_cast(name) else a_vl.dtype)
+            for name, a_vl in params.items()
+        }
         x_BTD, aux = jax.lax.scan(
             functools.partial(layer, per_batch),
             x_BTD,
@@ -126,9 +129,15 @@ def exists(plan: Plan) -> np.ndarray:
     return exists.reshape(plan.virtual, plan.stages, -1).swapaxes(0, 1)
 
 
+def _is_cast(name: str) -> bool:
+    """Not what routers decide by, nor scales, to which families add before the cast."""
+    letters = name.rpartition("_")[2]
+    return letters.isupper() and len(letters) > 1 and not name.startswith("router")
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _own(stacked_v: Array, chunk: Array, compute: Any) -> Array:
-    """A chunk's weights, cast where there are several chunks to a copy of its own.
+    """A chunk's weights, as they are used.
 
     By hand, so that the policy of what is kept sees one thing, that moves an array.
     """
