@@ -1,11 +1,15 @@
 """The kernels of TPUs against attention written out, run here by interpretation."""
 
+import dataclasses
+import functools
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling_lab.parallel import attention, cudnn, splash, stack
+from scaling_lab.parallel import attention, cudnn, splash, stack, stacked
 from scaling_lab.parallel.masks import Mask
 
 
@@ -77,3 +81,50 @@ def test_attention_is_kept_by_the_name_of_its_residual():
     for policy in ("none", "full", "save:ffn/up"):
         assert stack.with_residual(policy, "residual") == policy
     assert stack.with_residual("save:attention/attend", "") == "save:attention/attend"
+
+
+def test_stacked_sequences_are_more_of_them():
+    """Two stages with documents of their own, and two copies of each."""
+    attend = stacked.as_sequences(attention.dense)
+    masks = [mask(), mask(documents=False)]
+    masks[1] = dataclasses.replace(
+        masks[1],
+        q_segments_BT=jnp.zeros((2, 256), jnp.int32),
+        k_segments_BS=jnp.zeros((2, 256), jnp.int32),
+    )
+    given = [jnp.array([[a, 2 * a], [3 * a, a + 1]]) for a in arrays()]
+
+    def one(inputs, mask):
+        return value_and_gradients(attend, inputs, mask)
+
+    every = jax.vmap(jax.vmap(one, (0, None)))
+    found = every(given, jax.tree.map(lambda *a: jnp.stack(a), *masks))
+    for stage, copy in itertools.product(range(2), range(2)):
+        own = [a[stage, copy] for a in given]
+        wanted = value_and_gradients(attention.dense, own, masks[stage])
+        same([a[stage, copy] for a in jax.tree.leaves(found)], jax.tree.leaves(wanted))
+
+
+def same(found, wanted):
+    for ours, theirs in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_stages_reach_the_gpus_kernel_with_documents_of_their_own(monkeypatch):
+    """Traced, not run: JAX's own rule asks for a mask of every head and refuses."""
+    version = "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version"
+    monkeypatch.setattr(version, lambda: 91_000)
+    twice = jax.tree.map(lambda *a: jnp.stack(a), *[(arrays16(), mask())] * 2)
+
+    def traced(attend):
+        one = functools.partial(value_and_gradients, attend)
+        return str(jax.make_jaxpr(jax.vmap(one))(*twice))
+
+    kernel = "dot_product_attention_bwd"
+    assert kernel in traced(stacked.as_sequences(cudnn.attend))
+    with pytest.raises(TypeError, match="reshape"):
+        traced(cudnn.attend)
+
+
+def arrays16():
+    return arrays(dtype=jnp.bfloat16)

@@ -69,15 +69,17 @@ def handed_on(p: Points, wires: Wires) -> Column:
 def reduced(p: Points, wires: Wires, held: Column) -> Column:
     """Seconds in which gradients of so many parameters go over ``data``.
 
-    Our stages reduce what each microbatch gives, in 16 bits, and idle ones too; what is
-    made later is made by all.
+    Our stages' copies are summed once, in the precision of the sum. Where that is not
+    done (`layouts.copies.copies_of`) what each microbatch gives is reduced, in 16 bits,
+    and idle stages' too; what is made later is made by all.
     """
     once = wires.gradients(held)
     passes = ticks(p) / p.virtual_stages
     passes = np.where(is_schedule(p, "zero_bubble"), p.microbatches, passes)
     whole = np.where(p.zero_stage == 2, 2.0, 4.0)
     handed_back = np.where((p.zero_stage == 1) | (p.zero_stage == 2), 2.0, 0.0)
-    payload = held * (whole * passes + handed_back)
+    late = is_schedule(p, "zero_bubble") | (p.zero_stage == 2) | (p.n_experts > 0)
+    payload = held * (np.where(late, whole * passes, 2 * p.grad_bytes) + handed_back)
     ours = wires.collective("data", p.data, payload)
     return np.where((p.lockstep > 0) & (p.stage > 1), ours, once)
 

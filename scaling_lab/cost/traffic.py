@@ -16,9 +16,17 @@ from scaling_lab.config import RunConfig
 from scaling_lab.cost import mechanisms
 from scaling_lab.cost.ledger import Entry, record
 from scaling_lab.cost.mechanisms import Implied
-from scaling_lab.layouts import Layout, Spec, alternates, makes_later, stages_of
+from scaling_lab.layouts import (
+    Layout,
+    Spec,
+    alternates,
+    independent,
+    makes_later,
+    stages_of,
+)
 from scaling_lab.layouts.moves import column_axes
 from scaling_lab.parallel import equations
+from scaling_lab.parallel.pipeline import REPLICAS
 
 
 def of_parameter(
@@ -71,6 +79,7 @@ def of_gradient(
     # Of an expert its own rows come to it, over the axis that experts are divided over.
     apart -= {axis for axes in own for axis in axes}
     partial = tuple(axis for axis in layout.mesh if axis in apart)
+    partial, copies = _of_copies(config, layout, letters, partial)
     # It is reduced in the precision it was computed in, and widened where it rests.
     dtype = (_contracted(config, name) and config.reduce) or config.arithmetic
     held = elements * jnp.dtype(dtype).itemsize // layout.over(own)
@@ -87,6 +96,25 @@ def of_gradient(
         held //= layout.over((scattered,))
     if summed:
         yield Implied("all-reduce", summed, held, "summed")
+    if copies:
+        size = elements * jnp.dtype(config.parameters).itemsize
+        size //= layout.over(own) * layout.over((scattered,))
+        yield Implied("all-reduce", copies, size, "of a stage's copies, once a step")
+
+
+def _of_copies(
+    config: RunConfig, layout: Layout, letters: str, partial: tuple[str, ...]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Axes over which a microbatch's gradient is summed, and those whose turn is last.
+
+    See `layouts.copies.copies_of`.
+    """
+    copies = stages_of(layout) > 1 and letters[0] == "L" and independent(layout)
+    copies &= config.reduce is None and not makes_later(layout)
+    if not copies or hasattr(config.model, "routing"):
+        return partial, ()
+    last = tuple(axis for axis in partial if axis == REPLICAS)
+    return tuple(axis for axis in partial if axis != REPLICAS), last
 
 
 def _whole_uses(config: RunConfig, layout: Layout, name: str) -> int:

@@ -4,6 +4,7 @@ One file per named layout (`ddp.py`, `fsdp_tensor.py`, …) with its tables writ
 `grammar.parse` reads what people type.
 """
 
+from scaling_lab.layouts.copies import independent
 from scaling_lab.layouts.explicit import ExplicitPlacement
 from scaling_lab.layouts.grammar import names, parse
 from scaling_lab.layouts.legality import check, fit_kv_heads
@@ -37,6 +38,7 @@ __all__ = [
     "check_turns",
     "fit_kv_heads",
     "fit_stages",
+    "independent",
     "make_mesh",
     "makes_later",
     "names",

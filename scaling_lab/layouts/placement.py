@@ -51,6 +51,7 @@ class Placement(Moves):
       tap: how a contraction is done whose weight's gradient is made later; see
         `parallel.apart`.
       attend_with: the attention of one device over whole rows.
+      attend_stacked: the same where stages are stacked, if it is another.
       attend_kernel: the same in its two passes, for parts of a row.
       attend_residual: `checkpoint_name` by which that keeps what it needs, "" for none.
       loss_chunks: how many chunks of the vocabulary the loss is cut into, each made
@@ -68,6 +69,7 @@ class Placement(Moves):
     stack_with: Callable[..., tuple[Array, Any]] | None = None
     tap: apart.Tap | None = None
     attend_with: attention.Attend = attention.dense
+    attend_stacked: attention.Attend | None = None
     attend_kernel: flash.Kernel = chunked.KERNEL
     attend_residual: str = attention.RESIDUAL
     loss_chunks: int | None = None
@@ -151,7 +153,9 @@ class Placement(Moves):
             length = ()
         with jax.named_scope(name):
             q_BTNH = scaled(q_BTNH, self.attend_scale)
-            if self.mesh is None or not (batch or length or heads):
+            whole = not (batch or length or heads)
+            # Beside stages a kernel is one device's all the same.
+            if self.mesh is None or (whole and self.mesh.size == self.layout.devices):
                 result = attend_with(q_BTNH, k_BSKH, v_BSKH, mask)
             else:
                 result = attention.by_heads(

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 
 from scaling_lab import dims
 from scaling_lab.layouts import later
+from scaling_lab.layouts.copies import copies_of
 from scaling_lab.layouts.mesh import partition
 from scaling_lab.layouts.moves import Moves, gather
 from scaling_lab.layouts.tables import Layout, Table
@@ -131,7 +132,8 @@ def through_stages(
     """
     auxes = []
     for segment in segments:
-        staged = _staged(place, segment)
+        copies = copies_of(place, within_stage(place), segment, x_BTD, per_batch)
+        staged = _staged(place, segment, copies)
         arranged = staged.arranged(segment.params)
         x_BTD, aux = pipeline.run(staged.plan, staged.stage, arranged, x_BTD, per_batch)
         auxes.append(aux)
@@ -151,7 +153,10 @@ def alternate(
       the sums of `after`; gradients of the parameters; that of the first layer's input.
     """
     segment, x_BTD, per_batch = Segment(*segment), *inputs
-    staged, made_later = _staged(place, segment), None
+    copies, made_later = 1, None
+    if not makes_later(place.layout):
+        copies = copies_of(place, within_stage(place), segment, *inputs)
+    staged = _staged(place, segment, copies)
     if makes_later(place.layout):
         count = place.microbatches
         parts = jax.tree.map(
@@ -179,22 +184,27 @@ class _Staged(NamedTuple):
     add_up: Callable[[Any], dict[str, Array]]
 
 
-def within_stage(place: Any) -> Any:
-    """How arrays move where all of an array program is one stage's, or none's."""
-    mesh = {axis: n for axis, n in place.layout.mesh.items() if axis != AXIS}
+def within_stage(place: Any, copies: int = 1) -> Any:
+    """How arrays move where all of an array program is one stage's, or none's.
+
+    Args:
+      copies: of the stage; where there are several, all is one copy's.
+    """
+    outside = (AXIS,) if copies == 1 else (AXIS, pipeline.REPLICAS)
+    mesh = {axis: n for axis, n in place.layout.mesh.items() if axis not in outside}
     return dataclasses.replace(
-        place, layout=dataclasses.replace(place.layout, mesh=mesh)
+        place,
+        layout=dataclasses.replace(place.layout, mesh=mesh),
+        attend_with=place.attend_stacked or place.attend_with,
     )
 
 
-def _staged(place: Any, segment: Segment) -> _Staged:
-    inner = within_stage(place)
-    plan = _plan(place, inner, segment.params)
-    block = stack.remat(
-        functools.partial(segment.block, inner),
-        stack.with_residual(place.remat, place.residual),
-        regather=inner.gathers(segment.params),
-    )
+def _staged(place: Any, segment: Segment, copies: int = 1) -> _Staged:
+    inner = within_stage(place, copies)
+    plan = _plan(place, inner, segment.params, copies)
+    policy = stack.with_residual(place.remat, place.residual)
+    block = functools.partial(segment.block, inner)
+    block = stack.remat(block, policy, regather=inner.gathers(segment.params))
 
     def arranged(params: Any) -> dict[str, Array]:
         return {
@@ -205,12 +215,16 @@ def _staged(place: Any, segment: Segment) -> _Staged:
     def add_up(gradients: Any) -> dict[str, Array]:
         return {
             name: jax.lax.with_sharding_constraint(
-                array, _on_stage(plan, inner, "grads", f"L{dims.letters(name)}", name)
+                array,
+                _of_copies(
+                    plan,
+                    _on_stage(plan, inner, "grads", f"L{dims.letters(name)}", name),
+                ),
             )
             for name, array in gradients.items()
         }
 
-    chunk = chunks.chunk_of(plan, block, place.compute)
+    chunk = chunks.chunk_of(plan, block, policy, place.compute)
     return _Staged(plan, inner, chunk, arranged, add_up)
 
 
@@ -222,19 +236,27 @@ def _on_stage(
     return NamedSharding(plan.mesh, partition(((AXIS,), (), (), *spec[1:])))
 
 
-def _plan(place: Any, inner: Moves, params: Mapping[str, Any]) -> chunks.Plan:
+def _of_copies(plan: chunks.Plan, sharding: NamedSharding) -> NamedSharding:
+    return NamedSharding(plan.mesh, pipeline.copies(plan, sharding.spec))
+
+
+def _plan(
+    place: Any, inner: Moves, params: Mapping[str, Any], copies: int
+) -> chunks.Plan:
+    first = () if copies == 1 else ((pipeline.REPLICAS,),)
     depth = len(next(iter(params.values())))
     stages, virtual = stages_of(place.layout), virtual_of(place.layout)
     return chunks.Plan(
         mesh=place.mesh,
-        rows=inner.layout.spec("acts", "BTD"),
-        tokens=inner.layout.spec("acts", "BT"),
+        rows=(*first, *inner.layout.spec("acts", "BTD")),
+        tokens=(*first, *inner.layout.spec("acts", "BT")),
         stages=stages,
         microbatches=place.microbatches,
         # A short segment, such as a few dense layers before the rest, goes once round.
         virtual=1 if depth % (stages * virtual) else virtual,
         depth=depth,
         unroll=place.unroll,
+        replicas=copies,
     )
 
 
@@ -252,4 +274,4 @@ def _arranged(
     layers, *rest = place.layout.spec("grads", letters, name)
     rests = NamedSharding(plan.mesh, partition((layers, (), (), *rest)))
     array = gather(chunks.arrange(plan, array), used, rests)
-    return gather(array, used, adds_up)
+    return pipeline.copied(plan, gather(array, used, adds_up), used.spec)

@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from jax.flatten_util import ravel_pytree
 
 from scaling_lab.parallel import chunks, pipeline
@@ -126,8 +125,7 @@ def run(
     # The first stage is done with the first microbatch at tick 2(Z - 1).
     d_tZBTD = jnp.concatenate(found)[plan.stages - 1 :]
     d_MBTD = pipeline.of_stage(plan, d_tZBTD, 0)
-    d_BTD = rearrange(d_MBTD, "m b t d -> (b m) t d")
-    return held.rest, held.layers, pipeline.constrain(plan, d_BTD, plan.rows)
+    return held.rest, held.layers, pipeline.uncut(plan, d_MBTD)
 
 
 class _Loop:
@@ -145,9 +143,12 @@ class _Loop:
             key: jnp.broadcast_to(a, (plan.stages, *a.shape)) for key, a in room.items()
         }
 
+        self.stage = pipeline.on_replicas(plan, work.stage)
+        self.after = pipeline.on_whole(plan, work.after)
+
         def one(params, exists_vl, microbatch, x_BTD, parts):
             own = jax.tree.map(lambda a: chunks.pick(a, microbatch), parts)
-            x_BTD, aux = work.stage(params, jnp.int32(0), exists_vl, x_BTD, own)
+            x_BTD, aux = self.stage(params, jnp.int32(0), exists_vl, x_BTD, own)
             return x_BTD, ravel_pytree(aux)[0]
 
         self.every = jax.vmap(one, (0, 0, 0, 0, None), spmd_axis_name=AXIS)
@@ -159,7 +160,7 @@ class _Loop:
         own = jax.tree.map(lambda a: a[0], {**self.params, **self.room})
         exists_vl, chunk = self.exists_Zvl[0], jnp.int32(0)
         _, aux = jax.eval_shape(
-            self.work.stage, own, chunk, exists_vl, self.x_MBTD[0], self.first
+            self.stage, own, chunk, exists_vl, self.x_MBTD[0], self.first
         )
         return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), aux)
 
@@ -168,7 +169,7 @@ class _Loop:
         x_ZBTD = pipeline.on_stages(self.plan, self.x_MBTD[:1], 0)
         zeros = jax.tree.map(jnp.zeros_like, self.params)
         first = (self.x_MBTD[0], self.aux, jnp.int32(0))
-        shapes, _ = jax.eval_shape(self.work.after, *first)
+        shapes, _ = jax.eval_shape(self.after, *first)
         aux_Z = jnp.stack([ravel_pytree(self.aux)[0]] * self.plan.stages)
         return Held(
             x_ZBTD,
@@ -210,7 +211,7 @@ class _Loop:
         x_BTD = pipeline.of_stage(self.plan, out[0][None], self.plan.stages - 1)[0]
         aux = self.of_vector(jnp.sum(pipeline.where(last_Z, out[1], 0), 0))
         number = tick - (self.plan.stages - 1)
-        sums, (d_BTD, d_aux) = self.work.after(x_BTD, aux, number)
+        sums, (d_BTD, d_aux) = self.after(x_BTD, aux, number)
         return held._replace(
             d_ZBTD=pipeline.where(last_Z, d_BTD[None], held.d_ZBTD),
             d_aux_Z=pipeline.where(last_Z, ravel_pytree(d_aux)[0][None], held.d_aux_Z),

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from scaling_lab.parallel import stack
 from scaling_lab.parallel.verbs import Batch
@@ -28,6 +29,8 @@ class Plan(NamedTuple):
       mesh: of all arrays.
       rows: for B, T and D of what is handed on, the mesh axes it is divided over.
       tokens: for B and T of what is known of a token, the same.
+      replicas: copies of every stage, each with sequences of its own (R); where there
+        are several, `rows` and `tokens` begin with R.
       stages: how many (Z). microbatches: of a step (M).
       virtual: chunks of layers on one stage.
       depth: layers, of all stages together.
@@ -42,6 +45,7 @@ class Plan(NamedTuple):
     virtual: int
     depth: int
     unroll: bool = False
+    replicas: int = 1
 
     @property
     def even(self) -> bool:
@@ -55,17 +59,18 @@ class Plan(NamedTuple):
 
 
 def chunk_of(
-    plan: Plan, block: Callable[..., tuple[Array, Any, Any]], compute: Any
+    plan: Plan, block: Callable[..., tuple[Array, Any, Any]], policy: str, compute: Any
 ) -> Callable[..., tuple[Array, Any]]:
     """One chunk of layers on one microbatch, for `run`.
 
     Args:
       block: one layer, with what its backward pass keeps decided.
-      compute: dtype of a chunk's weights where a stage has several.
+      compute: dtype that weights are used in.
     """
 
     def layer(per_batch: Batch, x_BTD: Array, step: Any) -> Any:
         params, exists = step
+        x_BTD = checkpoint_name(x_BTD, stack.INPUT)
         new_BTD, aux, _ = block(params, x_BTD, per_batch, None)
         if not plan.even:
             new_BTD = jnp.where(exists, new_BTD, x_BTD)
@@ -73,7 +78,10 @@ def chunk_of(
         return new_BTD, aux
 
     def stage(params: Any, chunk: Array, exists_vl: Array, x_BTD: Array, per_batch):
-        params = jax.tree.map(lambda a_vl: _own(a_vl, chunk, compute), params)
+        params = {
+            name: _own(a_vl, chunk, compute if _is_cast(name) else a_vl.dtype)
+            for name, a_vl in params.items()
+        }
         x_BTD, aux = jax.lax.scan(
             functools.partial(layer, per_batch),
             x_BTD,
@@ -82,10 +90,9 @@ def chunk_of(
         )
         return x_BTD, jax.tree.map(lambda a: jnp.sum(a, 0), aux)
 
-    if plan.virtual == 1:
-        return stage
-    # A chunk's weights would be kept for every tick it is picked at.
-    return jax.checkpoint(stage, policy=stack.all_but((stack.GATHERED,), stack.MOVES))
+    # Forward and backward are loops of their own: nothing there can be made one.
+    kept = stack.of_chunk(policy)
+    return jax.checkpoint(stage, policy=kept, prevent_cse=False)
 
 
 def arrange(plan: Plan, array: Array) -> Array:
@@ -122,14 +129,18 @@ def exists(plan: Plan) -> np.ndarray:
     return exists.reshape(plan.virtual, plan.stages, -1).swapaxes(0, 1)
 
 
+def _is_cast(name: str) -> bool:
+    """Not what routers decide by, nor scales, to which families add before the cast."""
+    letters = name.rpartition("_")[2]
+    return letters.isupper() and len(letters) > 1 and not name.startswith("router")
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _own(stacked_v: Array, chunk: Array, compute: Any) -> Array:
-    """A chunk's weights, cast where there are several chunks to a copy of its own.
+    """A chunk's weights, as they are used.
 
     By hand, so that the policy of what is kept sees one thing, that moves an array.
     """
-    if len(stacked_v) == 1:
-        return stacked_v[0]
     return pick(stacked_v, chunk).astype(compute)
 
 

@@ -7,6 +7,10 @@ et al. 2021, section 3.3). Everything a block does over other axes stays as it i
 no axis is manual where a block runs, and the backward pass is the forward one
 differentiated: the ticks in reverse, the rows handed back.
 
+Copies of a stage over the axis ``data`` may be rows of a dim R of their own, weights
+included: the gradients of a copy's weights then add up on it, and the copies' are
+summed once a step, where the weights are copied (`copied`), and not at every tick.
+
 A stage of a device that has nothing to do at a tick works all the same, on a microbatch
 that is there (never on zeros, whose norms have no gradient), and its result is dropped.
 """
@@ -29,8 +33,8 @@ from scaling_lab.parallel.verbs import Batch
 
 Array = jax.Array
 
-#: The mesh axis that stages are divided over.
-AXIS = "stage"
+#: The mesh axis that stages are divided over, and the one that copies of them are.
+AXIS, REPLICAS = "stage", "data"
 
 
 class Ticks(NamedTuple):
@@ -104,6 +108,7 @@ def run(
         own = jax.tree.map(lambda a_MB: chunks.pick(a_MB, microbatch), parts)
         return stage(params, chunk, exists_vl, x_BTD, own)
 
+    stage = on_replicas(plan, stage)
     every = jax.vmap(one, (0, 0, 0, 0, 0, None), spmd_axis_name=AXIS)
 
     def tick(held_ZBTD: Array, step: Any) -> Any:
@@ -121,8 +126,63 @@ def run(
     _, (out_tZBTD, aux) = jax.lax.scan(tick, held_ZBTD, steps)
     last_tZBTD = _rows(out_tZBTD, table.finished_M)
     out_MBTD = of_stage(plan, last_tZBTD, plan.stages - 1)
-    out_BTD = rearrange(out_MBTD, "m b t d -> (b m) t d")
-    return constrain(plan, out_BTD, plan.rows), _mean(plan, table, aux)
+    return uncut(plan, out_MBTD), _mean(plan, table, aux)
+
+
+def on_replicas(
+    plan: Plan, stage: Callable[..., tuple[Array, Any]]
+) -> Callable[..., tuple[Array, Any]]:
+    """A stage whose weights and sequences begin with R, if there are several copies."""
+    if plan.replicas == 1:
+        return stage
+    return jax.vmap(stage, (0, None, None, 0, 0), spmd_axis_name=REPLICAS)
+
+
+def copied(plan: Plan, array: Array, spec: PartitionSpec) -> Array:
+    """An arranged weight ``(Z, v, …)`` as ``(Z, R, v, …)``, each copy where it is used.
+
+    Going back, this is where the copies' gradients are summed.
+    """
+    if plan.replicas == 1:
+        return array
+    shape = (array.shape[0], plan.replicas, *array.shape[1:])
+    every = jnp.broadcast_to(array[:, None], shape)
+    sharding = NamedSharding(plan.mesh, copies(plan, spec))
+    return jax.lax.with_sharding_constraint(every, sharding)
+
+
+def copies(plan: Plan, spec: PartitionSpec) -> PartitionSpec:
+    """Where an arranged weight's copies live."""
+    if plan.replicas == 1:
+        return spec
+    return PartitionSpec(spec[0], REPLICAS, *spec[1:])
+
+
+def on_whole(plan: Plan, after: Callable[..., Any]) -> Callable[..., Any]:
+    """`alternating.Work.after` for a microbatch that lies in copies, ``(R, B, …)``."""
+    if plan.replicas == 1:
+        return after
+
+    def of_copies(x_BTD: Array, *rest: Any) -> Any:
+        x_BTD = rearrange(x_BTD, "r b ... -> (r b) ...")
+        sums, (d_BTD, d_aux) = after(constrain(plan, x_BTD, _whole_rows(plan)), *rest)
+        d_BTD = rearrange(d_BTD, "(r b) ... -> r b ...", r=plan.replicas)
+        return sums, (constrain(plan, d_BTD, plan.rows), d_aux)
+
+    return of_copies
+
+
+def uncut(plan: Plan, x_MBTD: Array) -> Array:
+    """The inverse of `cut`, for what is handed on."""
+    form = "m b t d -> (b m) t d" if plan.replicas == 1 else "m r b t d -> (r b m) t d"
+    return constrain(plan, rearrange(x_MBTD, form), _whole_rows(plan))
+
+
+def _whole_rows(plan: Plan) -> Any:
+    if plan.replicas == 1:
+        return plan.rows
+    copies, rows, *rest = plan.rows
+    return ((*copies, *rows), *rest)
 
 
 def _rows(array: Array, numbers: np.ndarray) -> Array:
@@ -138,8 +198,11 @@ def cut(plan: Plan, array: Array, axes: Any) -> Array:
 
     Every M-th keeps each device's sequences where they are.
     """
-    array = rearrange(array, "(b m) ... -> m b ...", m=plan.microbatches)
-    return constrain(plan, array, (None, *axes))
+    form = "(b m) ... -> m b ..."
+    sizes = {"m": plan.microbatches}
+    if plan.replicas > 1:
+        form, sizes = "(r b m) ... -> m r b ...", sizes | {"r": plan.replicas}
+    return constrain(plan, rearrange(array, form, **sizes), (None, *axes))
 
 
 def constrain(plan: Plan, array: Array, axes: Any) -> Array:

@@ -25,6 +25,8 @@ Block = Callable[..., tuple[Array, Any, Any]]
 
 #: `checkpoint_name` of a weight after it was gathered for use.
 GATHERED = "gathered_weight"
+#: And of what a layer of a pipeline's stage is given.
+INPUT = "layer_input"
 
 
 def remat(block: Block, policy: str, *, regather: bool) -> Block:
@@ -54,6 +56,17 @@ def remat(block: Block, policy: str, *, regather: bool) -> Block:
     else:
         return block
     return jax.checkpoint(block, policy=chosen)
+
+
+def of_chunk(policy: str) -> Callable[..., Any]:
+    """What is kept of a chunk of layers for every tick: by name, and no weights."""
+    kind, listed, away = policies.parse(policy)
+    if kind == "full":
+        return functools.partial(_kept, (INPUT,), ())
+    if kind == "save":
+        return functools.partial(_kept, (INPUT, *listed), away)
+    moves = (*MOVES, *MAKES) if listed else (*MOVES, "transpose")
+    return all_but((*listed, GATHERED), moves)
 
 
 def with_residual(policy: str, residual: str) -> str:

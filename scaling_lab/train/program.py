@@ -23,6 +23,7 @@ from scaling_lab.parallel import (
     low_precision,
     mosaic,
     splash,
+    stacked,
 )
 from scaling_lab.train import away
 from scaling_lab.train.step import (
@@ -144,6 +145,7 @@ def _habits(platform: str) -> dict[str, Any]:
     if platform in ("gpu", "cuda"):
         return {
             "attend_with": cudnn.attend,
+            "attend_stacked": stacked.as_sequences(cudnn.attend),
             "attend_residual": cudnn.RESIDUAL,
             "group_with": experts.tiled,
         }
