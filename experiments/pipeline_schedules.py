@@ -5,9 +5,11 @@ Takes:   half a minute from the committed records; with --compile a minute of tw
          cores for each record that is not there. Needs tpu-compile for the TPU's rows.
 Expect:  FLOPs as they are counted, within 1 %; GPipe's bytes grow with microbatches,
          those of stages that alternate hardly do; zero bubble spares 1F1B the bubble's
-         weight gradients for more bytes. Predicted, layouts without stages are ahead at
-         five of six points; at the sixth, Llama 70B on 256 H100 with 2,048 tokens each,
-         interleaved stages are, by 6 %. GPipe, 1F1B and zero bubble win nowhere.
+         weight gradients for more bytes. Predicted, stages win three of six points:
+         GPipe where the network is slow (Llama 70B on 256 H100 at 100 Gb/s by 25 %, 8B
+         on 64 at 50 Gb/s by 7 %), since copies of a stage are summed once a step, and
+         interleaved stages for 70B with 2,048 tokens a GPU, by 6 %. 1F1B is ahead of
+         no stages at one (100 Gb/s) and of GPipe nowhere; zero bubble nowhere.
 
 Three tables. Eight simulated devices: FLOPs and temporaries of the compiled program of
 one device: work, not throughput. What a task costs is read off five rows (GPipe's and
