@@ -6,6 +6,7 @@ made of it. A collective that stands there and not here is one nobody asked for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,7 @@ from scaling_lab.layouts import (
     independent,
     makes_later,
     stages_of,
+    virtual_of,
 )
 from scaling_lab.layouts.moves import column_axes
 from scaling_lab.parallel import equations
@@ -98,8 +100,15 @@ def of_gradient(
         yield Implied("all-reduce", summed, held, "summed")
     if copies:
         size = elements * jnp.dtype(config.parameters).itemsize
+        size = round(size * _share_of_layers(config, layout))
         size //= layout.over(own) * layout.over((scattered,))
         yield Implied("all-reduce", copies, size, "of a stage's copies, once a step")
+
+
+def _share_of_layers(config: RunConfig, layout: Layout) -> float:
+    """Of all layers those a stage has room for; of uneven ones some are not there."""
+    depth, chunks = config.model.L, virtual_of(layout)
+    return chunks * math.ceil(depth / (stages_of(layout) * chunks)) / depth
 
 
 def _of_copies(

@@ -12,6 +12,7 @@ import pytest
 from contracts.training import Trained, of_text, run_of, same
 from scaling_lab import cost, dims, train
 from scaling_lab.compile import describe
+from scaling_lab.cost import traffic
 from scaling_lab.layouts import IllegalLayout, Layout, Placement, make_mesh
 from scaling_lab.parallel import schedules
 from scaling_lab.parallel.schedules import in_step
@@ -199,6 +200,22 @@ def test_ticks_keep_what_the_policy_says_and_no_weights(layout, ticks, remat, ti
     assert not [shape for shape in kept if shape.endswith((f"x{d}x{f}", f"x{f}x{d}"))]
     inside = [shape for shape in kept if shape.endswith(f"x{f}")]
     assert bool(inside) == (remat in ("none", "recompute:ffn/up"))
+
+
+def test_copies_are_implied_as_many_bytes_as_are_summed(tiny):
+    """Of the layers that a stage has."""
+    fields = {"batch": 16, "accumulate": 4, "stack": "scan"}
+    config = run_of(tiny("llama", L=4), "stage=2,data=4", target="cpu:8", **fields)
+    column, _ = column_of(config)
+    compiled = [r["bytes"] for r in column["collectives"] if r["axes"] == ["data"]]
+    layers = train.make_program(config).abstract_arguments()[0].params["layers"]
+    implied = [
+        each.bytes
+        for name, array in layers.items()
+        for each in traffic.of_gradient(config, config.placed_layout, name, array.size)
+        if "once a step" in each.why
+    ]
+    assert max(compiled) == pytest.approx(sum(implied), rel=0.01)
 
 
 def test_what_a_router_says_is_of_a_whole_microbatch(tiny):
