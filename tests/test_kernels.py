@@ -114,7 +114,9 @@ def test_stages_reach_the_gpus_kernel_with_documents_of_their_own(monkeypatch):
     """Traced, not run: JAX's own rule asks for a mask of every head and refuses."""
     version = "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version"
     monkeypatch.setattr(version, lambda: 91_000)
-    twice = jax.tree.map(lambda *a: jnp.stack(a), *[(arrays16(), mask())] * 2)
+    twice = jax.tree.map(
+        lambda *a: jnp.stack(a), *[(arrays(dtype=jnp.bfloat16), mask())] * 2
+    )
 
     def traced(attend):
         one = functools.partial(value_and_gradients, attend)
@@ -124,7 +126,3 @@ def test_stages_reach_the_gpus_kernel_with_documents_of_their_own(monkeypatch):
     assert kernel in traced(stacked.as_sequences(cudnn.attend))
     with pytest.raises(TypeError, match="reshape"):
         traced(cudnn.attend)
-
-
-def arrays16():
-    return arrays(dtype=jnp.bfloat16)

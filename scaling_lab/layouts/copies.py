@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from scaling_lab import dims
-from scaling_lab.layouts.tables import Layout, Table
+from scaling_lab.layouts.tables import Layout, Table, listed
 from scaling_lab.parallel.pipeline import REPLICAS
 from scaling_lab.parallel.verbs import Batch, Segment
 
@@ -50,10 +50,6 @@ def independent(layout: Layout) -> bool:
 def _is_divided(table: Table) -> bool:
     """Whether a table divides anything over the copies."""
     return any(
-        _is_divided(axes) if isinstance(axes, Mapping) else REPLICAS in _listed(axes)
+        _is_divided(axes) if isinstance(axes, Mapping) else REPLICAS in listed(axes)
         for axes in table.values()
     )
-
-
-def _listed(axes: Any) -> tuple[str, ...]:
-    return (axes,) if isinstance(axes, str) else tuple(axes or ())

@@ -15,7 +15,7 @@ from scaling_lab.layouts import later
 from scaling_lab.layouts.copies import copies_of
 from scaling_lab.layouts.mesh import partition
 from scaling_lab.layouts.moves import Moves, gather
-from scaling_lab.layouts.tables import Layout, Table
+from scaling_lab.layouts.tables import Layout, Table, listed
 from scaling_lab.parallel import alternating, chunks, pipeline, stack
 from scaling_lab.parallel.verbs import Batch, Segment
 
@@ -97,8 +97,7 @@ _KINDS = ("params", "acts", "grads", "optimizer")
 
 
 def _axes(table: Table, letter: str) -> tuple[str, ...]:
-    axes = table.get(letter)
-    return (axes,) if isinstance(axes, str) else tuple(axes or ())
+    return listed(table.get(letter))
 
 
 def _without(table: Table, letter: str) -> Table:
@@ -153,11 +152,11 @@ def alternate(
       the sums of `after`; gradients of the parameters; that of the first layer's input.
     """
     segment, x_BTD, per_batch = Segment(*segment), *inputs
-    copies, made_later = 1, None
-    if not makes_later(place.layout):
-        copies = copies_of(place, within_stage(place), segment, *inputs)
+    late, made_later = makes_later(place.layout), None
+    inner = within_stage(place)
+    copies = 1 if late else copies_of(place, inner, segment, *inputs)
     staged = _staged(place, segment, copies)
-    if makes_later(place.layout):
+    if late:
         count = place.microbatches
         parts = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct((len(a) // count, *a.shape[1:]), a.dtype),
@@ -166,7 +165,7 @@ def alternate(
         found = later.taken_apart(staged.inner, segment, *parts)
         segment_with = segment._replace(block=later.block_of(segment, found))
         made_later = later.later(staged.plan, staged.inner, found)
-        staged = _staged(place, segment_with)
+        staged = _staged(place, segment_with, copies)
     arranged, back = jax.vjp(staged.arranged, segment.params)
     work = alternating.Work(staged.stage, after, staged.add_up, made_later)
     sums, layers, d_BTD = alternating.run(staged.plan, work, arranged, *inputs)
@@ -199,7 +198,7 @@ def within_stage(place: Any, copies: int = 1) -> Any:
     )
 
 
-def _staged(place: Any, segment: Segment, copies: int = 1) -> _Staged:
+def _staged(place: Any, segment: Segment, copies: int) -> _Staged:
     inner = within_stage(place, copies)
     plan = _plan(place, inner, segment.params, copies)
     policy = stack.with_residual(place.remat, place.residual)
@@ -213,16 +212,12 @@ def _staged(place: Any, segment: Segment, copies: int = 1) -> _Staged:
         }
 
     def add_up(gradients: Any) -> dict[str, Array]:
-        return {
-            name: jax.lax.with_sharding_constraint(
-                array,
-                _of_copies(
-                    plan,
-                    _on_stage(plan, inner, "grads", f"L{dims.letters(name)}", name),
-                ),
-            )
-            for name, array in gradients.items()
-        }
+        placed = {}
+        for name, array in gradients.items():
+            one = _on_stage(plan, inner, "grads", f"L{dims.letters(name)}", name)
+            every = NamedSharding(plan.mesh, pipeline.copies(plan, one.spec))
+            placed[name] = jax.lax.with_sharding_constraint(array, every)
+        return placed
 
     chunk = chunks.chunk_of(plan, block, policy, place.compute)
     return _Staged(plan, inner, chunk, arranged, add_up)
@@ -234,10 +229,6 @@ def _on_stage(
     """Of an arranged weight, every stage's own layers on it."""
     spec = inner.layout.spec(kind, letters, name)
     return NamedSharding(plan.mesh, partition(((AXIS,), (), (), *spec[1:])))
-
-
-def _of_copies(plan: chunks.Plan, sharding: NamedSharding) -> NamedSharding:
-    return NamedSharding(plan.mesh, pipeline.copies(plan, sharding.spec))
 
 
 def _plan(

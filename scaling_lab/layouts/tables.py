@@ -146,8 +146,12 @@ class Layout:
     def _axes(self, value: Axes) -> tuple[str, ...]:
         if value is None or isinstance(value, Mapping):
             return ()
-        axes = (value,) if isinstance(value, str) else tuple(value)
-        return tuple(axis for axis in axes if self.mesh.get(axis, 1) > 1)
+        return tuple(axis for axis in listed(value) if self.mesh.get(axis, 1) > 1)
+
+
+def listed(axes: Axes) -> tuple[str, ...]:
+    """Axes as a table writes them: one, several, or none."""
+    return (axes,) if isinstance(axes, str) else tuple(axes or ())
 
 
 def _plain(value: Any) -> Any:

@@ -42,31 +42,37 @@ def remat(block: Block, policy: str, *, regather: bool) -> Block:
     Raises:
       ValueError: unknown policy.
     """
-    kind, listed, away = policies.parse(policy)
-    chosen: Any
-    if kind == "full":
-        chosen = jax.checkpoint_policies.nothing_saveable
-    elif kind == "save":
-        chosen = functools.partial(_kept, listed, away)
-    elif kind == "recompute":
-        dropped = (*listed, GATHERED) if regather else listed
-        chosen = all_but(dropped, (*MOVES, *MAKES))
-    elif regather:
-        chosen = all_but((GATHERED,), MOVES)
-    else:
+    kind = policies.parse(policy).kind
+    if kind == "none" and not regather:
         return block
+    chosen = _chosen(policy, dropped=(GATHERED,) if regather else ())
     return jax.checkpoint(block, policy=chosen)
 
 
 def of_chunk(policy: str) -> Callable[..., Any]:
     """What is kept of a chunk of layers for every tick: by name, and no weights."""
+    return _chosen(policy, also=(INPUT,), dropped=(GATHERED,), moves=("transpose",))
+
+
+def _chosen(
+    policy: str,
+    *,
+    also: tuple[str, ...] = (),
+    dropped: tuple[str, ...] = (),
+    moves: tuple[str, ...] = (),
+) -> Callable[..., Any]:
+    """A policy for `jax.checkpoint`.
+
+    Args:
+      also: names kept too, where names say what is kept.
+      dropped: names dropped too, where they say what is not. moves: what moves an
+        array there, beside `MOVES`.
+    """
     kind, listed, away = policies.parse(policy)
-    if kind == "full":
-        return functools.partial(_kept, (INPUT,), ())
-    if kind == "save":
-        return functools.partial(_kept, (INPUT, *listed), away)
-    moves = (*MOVES, *MAKES) if listed else (*MOVES, "transpose")
-    return all_but((*listed, GATHERED), moves)
+    if kind in ("full", "save"):
+        return functools.partial(_kept, (*also, *listed), away)
+    makes = MAKES if kind == "recompute" else ()
+    return all_but((*listed, *dropped), (*MOVES, *moves, *makes))
 
 
 def with_residual(policy: str, residual: str) -> str:
