@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling_lab.parallel import attention, cudnn, splash, stack, stacked
+from scaling_lab.parallel import attention, chunked, cudnn, splash, stack, stacked
 from scaling_lab.parallel.masks import Mask
 
 
@@ -85,7 +85,7 @@ def test_attention_is_kept_by_the_name_of_its_residual():
 
 def test_stacked_sequences_are_more_of_them():
     """Two stages with documents of their own, and two copies of each."""
-    attend = stacked.as_sequences(attention.dense)
+    attend = stacked.as_sequences(attention.dense, attention.RESIDUAL)
     masks = [mask(), mask(documents=False)]
     masks[1] = dataclasses.replace(
         masks[1],
@@ -103,6 +103,25 @@ def test_stacked_sequences_are_more_of_them():
         own = [a[stage, copy] for a in given]
         wanted = value_and_gradients(attention.dense, own, masks[stage])
         same([a[stage, copy] for a in jax.tree.leaves(found)], jax.tree.leaves(wanted))
+
+
+def test_a_policy_keeps_what_a_stacked_kernel_names():
+    """Kept, a kernel's forward pass stands once in the program."""
+    given = jax.tree.map(lambda *a: jnp.stack(a), *[(arrays(), mask())] * 2)
+
+    attend = stacked.as_sequences(chunked.attend, attention.RESIDUAL)
+
+    def products(policy):
+        policy = stack.with_residual(policy, attention.RESIDUAL)
+        kept = stack.remat(attend, policy, regather=False)
+
+        def one(inputs, mask):
+            *inputs, weights = inputs
+            return jax.grad(lambda *i: jnp.sum(kept(*i, mask) ** 2 * weights))(*inputs)
+
+        return jax.jit(jax.vmap(one)).lower(*given).compile().as_text().count(" dot(")
+
+    assert products("save:attention/attend") == products("full") - 2
 
 
 def same(found, wanted):
@@ -123,6 +142,6 @@ def test_stages_reach_the_gpus_kernel_with_documents_of_their_own(monkeypatch):
         return str(jax.make_jaxpr(jax.vmap(one))(*twice))
 
     kernel = "dot_product_attention_bwd"
-    assert kernel in traced(stacked.as_sequences(cudnn.attend))
+    assert kernel in traced(stacked.as_sequences(cudnn.attend, cudnn.RESIDUAL))
     with pytest.raises(TypeError, match="reshape"):
         traced(cudnn.attend)

@@ -100,7 +100,7 @@ def all_but(names: tuple[str, ...], unnamed: tuple[str, ...]) -> Callable[..., b
     def policy(primitive: Any, *_: Any, **params: Any) -> bool:
         if primitive.name in unnamed:
             return False
-        return not _named(names, primitive, **params)
+        return not named(names, primitive, **params)
 
     return policy
 
@@ -115,10 +115,10 @@ def _kept(
     """Whether a result is kept, and where: here, or by other names on the host."""
     if away and primitive.name == "name" and params["name"] in away:
         return Offloadable(src="device", dst="pinned_host")
-    return _named(names, primitive, **params)
+    return named(names, primitive, **params)
 
 
-def _named(names: tuple[str, ...], primitive: Any, *_: Any, **params: Any) -> bool:
+def named(names: tuple[str, ...], primitive: Any, *_: Any, **params: Any) -> bool:
     """Whether a result has one of the names, or a kernel of that name makes it."""
     if primitive.name == "name":
         return params["name"] in names

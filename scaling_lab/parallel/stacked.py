@@ -12,38 +12,79 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+from scaling_lab.parallel import stack
 from scaling_lab.parallel.attention import Attend
 from scaling_lab.parallel.masks import Mask
 
 Array = jax.Array
 
 
-def as_sequences(attend: Attend) -> Attend:
+def as_sequences(attend: Attend, residual: str) -> Attend:
     """`attend` to which whatever `jax.vmap` stacks is more sequences.
 
-    Its backward pass makes the forward kernel's residuals again. Where a layer is made
-    again in any case the two are one call to the compiler; where it is not, that is one
-    forward pass of attention more.
+    What the kernel makes for its backward pass goes from one pass to the other under
+    the kernel's own name, so that a policy keeps it or not, as it would unstacked. The
+    backward pass traces the kernel's forward pass again, of which nothing is then used.
+
+    Args:
+      residual: name by which the kernel keeps what it makes.
     """
 
-    def differentiated(arrays: Any, mask: Mask) -> tuple[Array, Callable[..., Any]]:
-        return jax.vjp(lambda q, k, v: attend(q, k, v, mask), *arrays)
+    def traced(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask) -> Any:
+        result, back = jax.vjp(
+            lambda q, k, v: attend(q, k, v, mask), q_BTNH, k_BSKH, v_BSKH
+        )
+        return [result, *jax.tree.leaves(back)], jax.tree.structure(back)
 
-    # The forward pass is differentiated too, so that it is the backward pass's call.
-    forward = _as_rows(lambda arrays, mask: differentiated(arrays, mask)[0])
-    backward = _as_rows(lambda arrays, mask, d: differentiated(arrays, mask)[1](d))
+    def made_forward(*given: Any) -> list[Array]:
+        arrays, _ = traced(*given)
+        return [arrays[place] for place in _made(traced, given, residual)]
+
+    def made_backward(given: Any, kept: list[Array], d_BTNH: Array) -> Any:
+        arrays, structure = traced(*given)
+        places = _made(traced, given, residual)
+        for array, same in zip(kept, places.values(), strict=True):
+            for place in same:
+                arrays[place] = array
+        return jax.tree.unflatten(structure, arrays[1:])(d_BTNH)
+
+    forward, backward = _as_rows(made_forward), _as_rows(made_backward)
 
     @jax.custom_vjp
     def stacked(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask) -> Array:
-        return forward((q_BTNH, k_BSKH, v_BSKH), mask)
+        return forward(q_BTNH, k_BSKH, v_BSKH, mask)[0]
 
     def keeping(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask) -> Any:
-        arrays = (q_BTNH, k_BSKH, v_BSKH)
-        return forward(arrays, mask), (arrays, mask)
+        given = (q_BTNH, k_BSKH, v_BSKH, mask)
+        kept = [checkpoint_name(array, residual) for array in forward(*given)]
+        return kept[0], (given, kept)
 
     stacked.defvjp(keeping, lambda kept, d_BTNH: (*backward(*kept, d_BTNH), None))
     return stacked
+
+
+def _made(
+    function: Callable[..., Any], given: Any, residual: str
+) -> dict[int, list[int]]:
+    """Of a list of arrays the first, and which its kernel makes: first place -> all.
+
+    Args:
+      function: of `given` a list of arrays, and more.
+    """
+    steps = jax.make_jaxpr(lambda *g: function(*g)[0])(*given).jaxpr
+    made = {
+        id(result)
+        for step in steps.eqns
+        if stack.named((residual,), step.primitive, **step.params)
+        for result in step.outvars
+    }
+    same: dict[int, list[int]] = {}
+    for place, result in enumerate(steps.outvars):
+        if place == 0 or id(result) in made:
+            same.setdefault(id(result), []).append(place)
+    return {places[0]: places for places in same.values()}
 
 
 def _as_rows(function: Callable[..., Any]) -> Callable[..., Any]:

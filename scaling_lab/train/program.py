@@ -145,7 +145,7 @@ def _habits(platform: str) -> dict[str, Any]:
     if platform in ("gpu", "cuda"):
         return {
             "attend_with": cudnn.attend,
-            "attend_stacked": stacked.as_sequences(cudnn.attend),
+            "attend_stacked": stacked.as_sequences(cudnn.attend, cudnn.RESIDUAL),
             "attend_residual": cudnn.RESIDUAL,
             "group_with": experts.tiled,
         }
