@@ -140,7 +140,7 @@ def _habits(platform: str) -> dict[str, Any]:
         return {
             "attend_with": splash.attend,
             "attend_kernel": mosaic.KERNEL,
-            "group_with": experts.ragged,
+            "group_with": experts.grouped,
         }
     if platform in ("gpu", "cuda"):
         return {

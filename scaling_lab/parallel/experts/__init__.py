@@ -4,6 +4,7 @@
 weights, and each of the rest is a mechanism of `place.experts`, held to `dense`.
 """
 
+from scaling_lab.parallel.experts.megablox import grouped
 from scaling_lab.parallel.experts.products import Grouped, blocked, ragged
 from scaling_lab.parallel.experts.spread import (
     APART,
@@ -23,6 +24,7 @@ __all__ = [
     "How",
     "Places",
     "blocked",
+    "grouped",
     "ragged",
     "run",
     "tiled",

@@ -1,0 +1,87 @@
+"""Rows times their experts' weights on a TPU, in kernels whose work is the rows' own.
+
+XLA makes of `jax.lax.ragged_dot` there a kernel that goes over each expert's rows, but
+of its weights' gradient one product of all rows for every expert (libtpu 0.0.42): as
+many times the work as a device has experts. That gradient is MegaBlox's kernel here
+(MegaBlocks, Gale et al. 2022, section 5.1, as JAX has it for TPUs). `interpret` runs it
+without one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
+
+from scaling_lab.parallel.experts.products import (
+    Expert,
+    Groups,
+    named,
+    precision,
+    ragged,
+)
+
+Array = jax.Array
+
+#: Rows of a step, and the longest side of a tile of a weight's gradient: its float32
+#: sums and the steps that are read ahead fill 12 of the 16 MiB that a kernel is given.
+ROWS, SIDE = 256, 1024
+#: What the sides of a tile are multiples of.
+LANES = 128
+
+
+def grouped(
+    expert: Expert,
+    groups: Groups,
+    weights: Mapping[str, Array],
+    name: str,
+    *,
+    interpret: bool = False,
+) -> Array:
+    """`Grouped` in 16 bits with float32 sums; `ragged` in float32."""
+    if groups.rows_CD.dtype == jnp.float32:
+        return ragged(expert, groups, weights, name)
+    rows_CD, size_E = groups.rows_CD, groups.size_E
+    held_C1 = (jnp.arange(rows_CD.shape[0]) < jnp.sum(size_E))[:, None]
+
+    def product(x_CD: Array, key: str) -> Array:
+        return named(_product(interpret, x_CD, weights[key], size_E), key, name)
+
+    # A row of no group holds whatever the kernel leaves there.
+    return jnp.where(held_C1, expert(product, rows_CD), 0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(interpret: bool, x_CD: Array, weight_EDF: Array, size_E: Array) -> Array:
+    del interpret
+    return jax.lax.ragged_dot(x_CD, weight_EDF, size_E, precision=precision(x_CD))
+
+
+def _forward(interpret, x_CD, weight_EDF, size_E):
+    return _product(interpret, x_CD, weight_EDF, size_E), (x_CD, weight_EDF, size_E)
+
+
+def _backward(interpret, residuals, d_CF):
+    x_CD, weight_EDF, size_E = residuals
+    dx_CD = _product(interpret, d_CF, jnp.swapaxes(weight_EDF, 1, 2), size_E)
+    return dx_CD, _of_weights(interpret, x_CD, d_CF, size_E), None
+
+
+_product.defvjp(_forward, _backward)
+
+
+def _of_weights(interpret: bool, x_CD: Array, d_CF: Array, size_E: Array) -> Array:
+    """Each expert's sum of its rows' outer products, in the rows' dtype."""
+    missing = -x_CD.shape[0] % ROWS
+    x_CD, d_CF = (jnp.pad(a, ((0, missing), (0, 0))) for a in (x_CD, d_CF))
+    tile = (ROWS, _side(x_CD.shape[1]), _side(d_CF.shape[1]))
+    return tgmm(x_CD.T, d_CF, size_E, x_CD.dtype, tile, interpret=interpret)
+
+
+def _side(size: int) -> int:
+    """The side of tiles that cover a length and pass it by little."""
+    each = -(-size // -(-size // SIDE))
+    return -(-each // LANES) * LANES
