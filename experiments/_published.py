@@ -117,7 +117,8 @@ def _ours(run: Run, compiled: dict[str, Any]) -> dict[str, Any]:
     """Our program's seconds: on paper, and by the compiler where it was asked."""
     blank = {"layout": None, "our_seconds": None, "our_ratio": None}
     if run.config is None:
-        empty = {"compiled_seconds": None, "compiled_ratio": None}
+        compiled = ("compiled_seconds", "compiled_ratio", "needed_bytes", "hbm_bytes")
+        empty: dict[str, Any] = dict.fromkeys(compiled)
         return {**blank, **empty, "differs": run.differs}
     seconds = float(predict(points_of([run.config])).step_seconds[0])
     record = compiled.get(run.config.id)
@@ -129,6 +130,8 @@ def _ours(run: Run, compiled: dict[str, Any]) -> dict[str, Any]:
         "our_ratio": seconds / run.seconds,
         "compiled_seconds": compiled_seconds,
         "compiled_ratio": compiled_seconds and compiled_seconds / run.seconds,
+        "needed_bytes": column.get("needed_bytes"),
+        "hbm_bytes": column.get("hbm_bytes"),
         "differs": run.differs,
     }
 
@@ -151,7 +154,7 @@ def _text(found: dict[str, Any]) -> str:
     if unseen:
         said = kept.error_text(kept.errors(unseen))
         lines.append(f"predicted, runs that no fit has seen: {said}")
-    lines += [*_explained(rows), found["after"]]
+    lines += [*_explained(rows), *_too_large(rows), found["after"]]
     return "\n".join(lines).rstrip()
 
 
@@ -186,6 +189,19 @@ def _explained(rows: Sequence[dict[str, Any]]) -> list[str]:
             lines.append(title)
             lines += [f"  {', '.join(names)}: {why}" for why, names in said.items()]
     return lines
+
+
+def _too_large(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The compiled programs that a device has too little memory for."""
+    over = [
+        f"{row['name']} ({row['needed_bytes'] / 2**30:.1f} of "
+        f"{row['hbm_bytes'] / 2**30:.1f} GiB a device)"
+        for row in rows
+        if row["needed_bytes"] and row["needed_bytes"] > row["hbm_bytes"]
+    ]
+    return (
+        [f"our program, as compiled, does not fit: {', '.join(over)}"] if over else []
+    )
 
 
 def gpt(

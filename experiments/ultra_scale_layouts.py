@@ -1,7 +1,9 @@
 """Does a sweep on paper find the Ultra-Scale Playbook's best layouts, and their MFU?
 
-Run:     python -m experiments.ultra_scale_layouts [--json]
-Takes:   ten seconds: 4,560 layouts are predicted.
+Run:     python -m experiments.ultra_scale_layouts [--compile] [--json]
+Takes:   ten seconds: 4,560 layouts are predicted; with --compile half an hour of two
+         CPU cores and the GPU's compiler for what results/ultra_scale_layouts.jsonl has
+         not.
 Expect:  to four nodes the small models' best MFU within 11 %; from eight on too high by
          13 to 33 %, and on 64 by far, where a GPU has half a sequence. The sweep's
          winners on few nodes had two to four stages; the prediction gives those 2 to
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+import scaling_lab as lab
 from experiments import _compiled as kept
 from experiments import _published as study
 from scaling_lab.cost.predict import predict
@@ -59,8 +62,13 @@ TIGHT = (
 )
 
 
+PATH = kept.RESULTS / "ultra_scale_layouts.jsonl"
+
+
 def main() -> None:
     given = kept.parser(__doc__).parse_args()
+    if given.compile:
+        kept.records(CONFIGS, PATH, compiles=True)
     kept.say({"conventions": CONVENTIONS, "rows": answer()}, _text, given.json)
 
 
@@ -86,6 +94,7 @@ def why(model: str, nodes: int) -> str:
 def answer() -> list[dict[str, Any]]:
     """Of every model and count of nodes: published and predicted best, and ours."""
     table = _predicted()
+    compiled = kept.records(CONFIGS, PATH)
     found = []
     for (model, nodes), cell in table.groupby(["model", "nodes"], sort=False):
         published = MODELS[str(model)][1][NODES.index(int(nodes))]
@@ -107,7 +116,7 @@ def answer() -> list[dict[str, Any]]:
                 "layout": _words(best),
                 "winner": None if theirs is None else _words(theirs),
                 "winner_mfu": None if theirs is None else float(theirs.mfu),
-                "our_mfu": _ours(str(model), int(nodes)),
+                **_ours(OURS[str(model), int(nodes)], compiled),
                 "why": why(str(model), nodes) if abs(ratio - 1) > study.FAR else "",
             }
         )
@@ -196,14 +205,19 @@ OURS = {
 CONFIGS = list(OURS.values())
 
 
-def _ours(model: str, nodes: int) -> float:
-    """Our own program's MFU, predicted."""
-    config = OURS[model, nodes]
-    seconds = float(predict(points_of([config])).step_seconds[0])
-    m = config.model
+def _ours(config: lab.RunConfig, compiled: dict[str, Any]) -> dict[str, Any]:
+    """Our own program's MFU: predicted, and by the compiler where it was asked."""
+    m, devices = config.model, config.layout.devices
     layer = 4 * m.D**2 + 3 * m.D * m.F
     work = 6 * (m.L * layer + m.V * m.D) + 12 * m.L * m.D * LENGTH
-    return 100 * SEQUENCES * LENGTH * work / (PEAK * 8 * nodes * seconds)
+    most = 100 * SEQUENCES * LENGTH * work / (PEAK * devices)
+    column = (compiled[config.id].compiled or {}) if config.id in compiled else {}
+    seconds, fits = column.get("step_seconds"), column.get("fits")
+    return {
+        "our_mfu": most / float(predict(points_of([config])).step_seconds[0]),
+        "compiled_mfu": most / seconds if seconds else None,
+        "compiled_fits": fits,
+    }
 
 
 def _text(found: dict[str, Any]) -> str:
@@ -212,16 +226,20 @@ def _text(found: dict[str, Any]) -> str:
         found["conventions"],
         "",
         f"{'MFU, %':20} {'published':>9} {'predicted':>9} {'ratio':>6} "
-        f"{'its kind':>9} {'ours':>6}   predicted best",
+        f"{'its kind':>9} {'ours':>6} {'compiled':>9}   predicted best",
     ]
     for row in found["rows"]:
         kind = f"{row['winner_mfu']:.1f}" if row["winner_mfu"] else "–"
+        own = f"{row['compiled_mfu']:.1f}" if row["compiled_mfu"] else "–"
+        own += "!" if row["compiled_fits"] is False else " "
         lines.append(
             f"{row['name']:20} {row['published_mfu']:9.1f} {row['predicted_mfu']:9.1f} "
-            f"{row['ratio']:6.2f} {kind:>9} {row['our_mfu']:6.1f}   {row['layout']}"
+            f"{row['ratio']:6.2f} {kind:>9} {row['our_mfu']:6.1f} {own:>10}  "
+            f"{row['layout']}"
         )
     lines.append(
-        "its kind: the best predicted among layouts of the kind that won there"
+        "its kind: the best predicted among layouts of the kind that won there; "
+        "!: does not fit, as compiled"
     )
     near = [row["ratio"] for row in found["rows"] if row["nodes"] <= 32]
     lines.append(f"to 32 nodes: {kept.error_text(kept.errors(near))}")

@@ -118,7 +118,7 @@ def _parameters(config: RunConfig, layout: Layout) -> Iterator[Row]:
             leaf.shape,
             placement_text(letters, reduced),
             size // layout.over(reduced),
-            tuple(traffic.of_gradient(config, layout, name, leaf.size)),
+            tuple(traffic.of_gradient(config, layout, path, leaf.size)),
         )
 
 

@@ -61,9 +61,10 @@ def of_parameter(
 
 
 def of_gradient(
-    config: RunConfig, layout: Layout, name: str, elements: int
+    config: RunConfig, layout: Layout, path: str, elements: int
 ) -> Iterator[Implied]:
     """A gradient summed over the axes that its batch and positions are divided over."""
+    run, _, name = path.rpartition("/")
     letters = dims.letters(name)
     one_layer = letters.removeprefix("L")
     apart = {axis for axes in layout.spec("acts", "BT") for axis in axes}
@@ -81,7 +82,7 @@ def of_gradient(
     # Of an expert its own rows come to it, over the axis that experts are divided over.
     apart -= {axis for axes in own for axis in axes}
     partial = tuple(axis for axis in layout.mesh if axis in apart)
-    partial, copies = _of_copies(config, layout, letters, partial)
+    partial, copies = _of_copies(config, layout, run, partial)
     # It is reduced in the precision it was computed in, and widened where it rests.
     dtype = (_contracted(config, name) and config.reduce) or config.arithmetic
     held = elements * jnp.dtype(dtype).itemsize // layout.over(own)
@@ -100,27 +101,31 @@ def of_gradient(
         yield Implied("all-reduce", summed, held, "summed")
     if copies:
         size = elements * jnp.dtype(config.parameters).itemsize
-        size = round(size * _share_of_layers(config, layout))
+        size = round(size * _share_of_layers(config.abstract_params[run], layout))
         size //= layout.over(own) * layout.over((scattered,))
         yield Implied("all-reduce", copies, size, "of a stage's copies, once a step")
 
 
-def _share_of_layers(config: RunConfig, layout: Layout) -> float:
-    """Of all layers those a stage has room for; of uneven ones some are not there."""
-    depth, chunks = config.model.L, virtual_of(layout)
+def _share_of_layers(layers: Any, layout: Layout) -> float:
+    """Of a run of layers those a stage has room for; of uneven ones some are no more
+    than room."""
+    depth, chunks = len(next(iter(layers.values()))), virtual_of(layout)
     return chunks * math.ceil(depth / (stages_of(layout) * chunks)) / depth
 
 
 def _of_copies(
-    config: RunConfig, layout: Layout, letters: str, partial: tuple[str, ...]
+    config: RunConfig, layout: Layout, run: str, partial: tuple[str, ...]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Axes over which a microbatch's gradient is summed, and those whose turn is last.
 
     See `layouts.copies.copies_of`.
+
+    Args:
+      run: of layers, the parameter's own; "" where it is of none.
     """
-    copies = stages_of(layout) > 1 and letters[0] == "L" and independent(layout)
-    copies &= config.reduce is None and not makes_later(layout)
-    if not copies or hasattr(config.model, "routing"):
+    copies = stages_of(layout) > 1 and run and independent(layout)
+    copies = copies and config.reduce is None and not makes_later(layout)
+    if not copies or any("router" in name for name in config.abstract_params[run]):
         return partial, ()
     last = tuple(axis for axis in partial if axis == REPLICAS)
     return tuple(axis for axis in partial if axis != REPLICAS), last

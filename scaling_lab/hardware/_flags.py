@@ -9,7 +9,10 @@ _TPU_ASYNC = (
     "--xla_tpu_enable_async_collective_fusion_multiple_steps=true "
     "--xla_tpu_overlap_compute_collective_tc=true --xla_enable_async_all_gather=true"
 )
-#: Weights are gathered while products run (MaxText, benchmarks/xla_flags_library.py at
+#: Weights are gathered while products run; of this chip nobody says how much of the
+#: fast memory fusions may use.
+TPU_V4 = {"overlap": _TPU_ASYNC}
+#: The same as MaxText has it (benchmarks/xla_flags_library.py at
 #: 05d3525e), and fusions may use more of the fast memory than a third of it.
 TPU_V5P = {"overlap": f"--xla_tpu_scoped_vmem_limit_kib=49152 {_TPU_ASYNC}"}
 #: The same with this chip's larger fast memory; MaxText's own recipes say so.

@@ -4,6 +4,7 @@ Source: jax-ml/scaling-book tpus.md at 54e2c439.
 """
 
 from scaling_lab.hardware import Chip
+from scaling_lab.hardware._flags import TPU_V4
 
 CHIP = Chip(
     name="tpu-v4",
@@ -28,6 +29,7 @@ CHIP = Chip(
     aliases=("v4",),
     compiler="tpu",
     compile_name="v4",
+    flags=TPU_V4,
     conflicts=(
         (
             "A link, one way: the book says 45 GB/s, the vendor's total divided by "

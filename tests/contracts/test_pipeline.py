@@ -202,20 +202,34 @@ def test_ticks_keep_what_the_policy_says_and_no_weights(layout, ticks, remat, ti
     assert bool(inside) == (remat in ("none", "recompute:ffn/up"))
 
 
+def of_copies(config, run):
+    """Bytes that copies of stages are said to sum once a step, of a run of layers."""
+    return sum(
+        each.bytes
+        for path, array in dims.leaves(config.abstract_params).items()
+        for each in traffic.of_gradient(config, config.placed_layout, path, array.size)
+        if path.startswith(f"{run}/") and "once a step" in each.why
+    )
+
+
 def test_copies_are_implied_as_many_bytes_as_are_summed(tiny):
     """Of the layers that a stage has."""
     fields = {"batch": 16, "accumulate": 4, "stack": "scan"}
     config = run_of(tiny("llama", L=4), "stage=2,data=4", target="cpu:8", **fields)
     column, _ = column_of(config)
     compiled = [r["bytes"] for r in column["collectives"] if r["axes"] == ["data"]]
-    layers = train.make_program(config).abstract_arguments()[0].params["layers"]
-    implied = [
-        each.bytes
-        for name, array in layers.items()
-        for each in traffic.of_gradient(config, config.placed_layout, name, array.size)
-        if "once a step" in each.why
-    ]
-    assert max(compiled) == pytest.approx(sum(implied), rel=0.01)
+    implied = of_copies(config, "layers")
+    assert max(compiled) == pytest.approx(implied, rel=0.01)
+
+
+def test_layers_without_a_router_have_copies_beside_layers_with_one(tiny):
+    """Of a stage's one dense layer, or of the room for it."""
+    fields = {"batch": 16, "accumulate": 4, "stack": "scan", "target": "cpu:8"}
+    config = run_of(tiny("deepseek"), "stage=2,data=4", **fields)
+    dense = config.abstract_params["layers_dense"].values()
+    held = sum(array.size for array in dense) * 4
+    assert of_copies(config, "layers_dense") == pytest.approx(held)
+    assert of_copies(config, "layers") == 0
 
 
 def test_what_a_router_says_is_of_a_whole_microbatch(tiny):
