@@ -267,11 +267,35 @@ def test_one_point_that_moves_the_fit_is_named():
         (lambda t: t, {"hubber": 1e-3}, "nearest: huber"),
         (lambda t: t, {"law": "data_constrained"}, "column of unique tokens"),
         (lambda t: t.tail(10), {"law": "isoflop"}, "needs 2 budgets of 3 sizes"),
+        (
+            lambda t: t.rename(columns={"params": "tokens", "tokens": "params"}),
+            {},
+            "have the two columns changed places",
+        ),
+        (
+            lambda t: t.assign(tokens=t.tokens.where(t.index > 2, t.tokens / 1e6)),
+            {"c_column": None},
+            "in 3 of 80 rows .* rows 0 .*, 1 .*, 2 ",
+        ),
+        (lambda t: t.assign(loss=1000 * t.loss), {}, "--scale loss=1e-3"),
+        (lambda t: t.assign(loss=2.5), {}, "every row has the same loss"),
+        (
+            lambda t: pd.concat([t.head(5), t.head(5).assign(loss=2.0)]),
+            {},
+            "5 different points",
+        ),
+        (
+            lambda t: t,
+            {"d_column": "tokens", "loss_column": "tokens"},
+            "named twice: --d-column NAME and --loss-column NAME",
+        ),
+        (lambda t: t, {"fix": ["alpha=nan"]}, "not a number"),
+        (lambda t: t, {"seed": -1}, "seed -1: at least 0"),
     ],
 )
 def test_what_cannot_be_fitted_is_said(change, words, said):
     table = change(made())
-    if "c_column" in words or "20" in said:
+    if "c_column" in words or "changed" in said:
         table = table.drop(columns="flops")
     with pytest.raises(ValueError, match=said):
         lab.fit(table, **{"bootstrap": 0, **{k: v for k, v in words.items() if v}})
@@ -371,6 +395,42 @@ def test_bad_input_of_the_command_is_one_message_and_no_number(call, tmp_path):
     code, text, err = call(f"fit {tmp_path}/runs.csv --loss-column los")
     assert code == 2 and not text
     assert "error: no column 'los' for the loss; nearest: loss" in err
+
+
+@pytest.mark.parametrize(
+    ("separator", "decimal"),
+    [(",", "."), (";", ","), (";", "."), ("\t", "."), ("|", ".")],
+)
+def test_tables_are_read_by_their_own_separator(separator, decimal, tmp_path):
+    table = made(16).assign(note="a, b; c")
+    text = table.to_csv(index=False, sep=separator, decimal=decimal)
+    path = tmp_path / "runs.CSV"
+    path.write_text("\ufeff" + text, "utf-8")
+    found = lab.fit(path, bootstrap=0)
+    assert found.points.y == pytest.approx(table.loss)
+    assert found.points.columns["n"] == pytest.approx(table.params)
+
+
+@pytest.mark.parametrize("content", [b"", b'params,loss\n"1,2\n', b"\xff\xfen\x00"])
+def test_a_file_that_is_no_table_is_named(content, tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"cannot read {path} as .csv"):
+        lab.fit(path)
+
+
+def test_where_one_file_cannot_be_written_none_is(call, tmp_path):
+    made(16).to_csv(tmp_path / "runs.csv", index=False)
+    (tmp_path / "taken.html").mkdir()
+    (tmp_path / "file").touch()
+    for figure, report in (("file/fit.svg", "fit.html"), ("fit.svg", "taken.html")):
+        code, text, err = call(
+            f"fit {tmp_path}/runs.csv --bootstrap 0 --json {tmp_path}/fit.json "
+            f"--figure {tmp_path}/{figure} --report {tmp_path}/{report}"
+        )
+        assert code == 2 and not text and "error: " in err
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["file", "runs.csv", "taken.html"]
 
 
 def test_the_laws_are_listed(call):

@@ -97,19 +97,15 @@ def fit(
             raise ValueError(f"{path}: plots are written as {ending}")
     found = room.fit(table, law, **vars(reading), **vars(fitting))
     text = json_.dumps(found.to_json(), indent=1, allow_nan=False)
-    if str(json) == "-":
-        print(text)
-    else:
-        print(found)
-    for path, content in (
-        (json if str(json) != "-" else None, lambda: text),
-        (figure, found.figure),
-        (report, found.report),
-    ):
-        if path is not None:
-            store.write(path, content() + "\n")
-            say = Console(stderr=True, highlight=False, soft_wrap=True)
-            say.print(f"written: {path}", markup=False)
+    printed = str(json) == "-"
+    files = {} if json is None or printed else {json: text + "\n"}
+    files |= {figure: found.figure() + "\n"} if figure is not None else {}
+    files |= {report: found.report() + "\n"} if report is not None else {}
+    store.write_all(files)
+    print(text if printed else found)
+    say = Console(stderr=True, highlight=False, soft_wrap=True)
+    for path in files:
+        say.print(f"written: {path}", markup=False)
     return 0
 
 

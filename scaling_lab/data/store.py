@@ -9,6 +9,7 @@ made again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -16,7 +17,7 @@ import mmap
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,30 @@ def read(path: Path) -> Json:
 
 def write(path: Path, content: str) -> None:
     """Writes a small text file, whole or not at all."""
+    write_all({path: content})
+
+
+def write_all(contents: Mapping[Path, str]) -> None:
+    """Writes small text files: every one, or where one cannot be written none.
+
+    Raises:
+      OSError: of the file that cannot be written.
+    """
+    made: dict[Path, Path] = {}
+    try:
+        for path, content in contents.items():
+            made[path] = _written_aside(path, content)
+        for path, making in made.items():
+            os.replace(making, path)
+    finally:
+        for making in made.values():
+            making.unlink(missing_ok=True)
+
+
+def _written_aside(path: Path, content: str) -> Path:
+    """A file of some content beside a path that it can take."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     making = _fresh(path.parent)
     try:
@@ -106,9 +131,10 @@ def write(path: Path, content: str) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(making, path)
-    finally:
+    except OSError as error:
         making.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    return making
 
 
 def text_folder(cache: Path, digest: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 DAY, HOUR = 86_400.0, 3600.0
 #: A forward pass is a third of a training step's FLOPs.
@@ -28,8 +29,8 @@ class Spending:
     def __post_init__(self) -> None:
         for name in ("days", "serve_efficiency", "price", "watts"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value}: must be above 0")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name}={value}: must be a number above 0")
         if self.serve_tokens < 0:
             raise ValueError(f"serve_tokens={self.serve_tokens}: must not be negative")
 

@@ -7,9 +7,11 @@ import numpy as np
 from scaling_lab.studies.fitting.table import Points
 from scaling_lab.studies.law import ROLES, Law
 
-#: Tokens per parameter, and FLOPs over 6 N D, beyond which a unit must be wrong.
-LEAST_RATIO, MOST_RATIO = 1e-3, 1e7
-MOST_FLOPS = 30.0
+#: Tokens per parameter beyond which a unit must be wrong: of the middle row, of any.
+LEAST_RATIO, MOST_RATIO = 0.1, 1e7
+LEAST_OF_A_ROW = 1e-3
+#: The same of FLOPs over 6 N D, and of a loss in nats, bits or bits per byte.
+MOST_FLOPS, MOST_LOSS = 30.0, 100.0
 #: Columns whose logarithms go together this closely are one column.
 ALIKE = 0.9995
 
@@ -60,16 +62,7 @@ def _units(points: Points, law: Law) -> list[str]:
             "n=1e9"
         )
     if {"n", "d"} <= set(columns):
-        ratio = float(np.median(columns["d"] / columns["n"]))
-        if not LEAST_RATIO < ratio < MOST_RATIO:
-            few = ratio <= LEAST_RATIO
-            raise ValueError(
-                f"tokens are {ratio:.2g} times the parameters (medians "
-                f"{np.median(columns['d']):.3g} of {_source(points, 'd')} and "
-                f"{np.median(columns['n']):.3g} of {_source(points, 'n')}): one of "
-                f"them is in another unit; say --scale {'d' if few else 'n'}=1e9, or "
-                "1e6"
-            )
+        warnings += _tokens(points)
     if {"n", "d", "c"} <= set(columns):
         times = float(np.median(columns["c"] / (6 * columns["n"] * columns["d"])))
         if not 1 / MOST_FLOPS < times < MOST_FLOPS:
@@ -83,16 +76,64 @@ def _units(points: Points, law: Law) -> list[str]:
                 "another way (embeddings, active experts, attention)"
             )
     if law.response == "loss":
-        middle = float(np.median(points.y))
-        if middle > 20:
-            warnings.append(f"losses of about {middle:.3g}: perplexities, perhaps?")
+        warnings += _losses(points)
     return warnings
 
 
-def _enough(points: Points, free: tuple[str, ...]) -> None:
-    distinct = len(
-        np.unique(np.column_stack([*points.columns.values(), points.y]), axis=0)
+def _tokens(points: Points) -> list[str]:
+    """Tokens for each parameter, of the middle row and of those far from it."""
+    n, d = points.columns["n"], points.columns["d"]
+    ratios = d / n
+    ratio = float(np.median(ratios))
+    medians = (
+        f"medians {np.median(d):.3g} of {_source(points, 'd')} and "
+        f"{np.median(n):.3g} of {_source(points, 'n')}"
     )
+    if not LEAST_RATIO < ratio < MOST_RATIO:
+        few = ratio <= LEAST_RATIO
+        swapped = ", or have the two columns changed places" if few else ""
+        raise ValueError(
+            f"tokens are {ratio:.2g} times the parameters ({medians}): is one of them "
+            f"in another unit{swapped}? say --scale {'d' if few else 'n'}=1e9, or 1e6"
+        )
+    odd = (ratios < LEAST_OF_A_ROW) | (ratios > MOST_RATIO)
+    if odd.any():
+        rows = ", ".join(
+            f"{row} ({tokens:.3g} for {size:.3g})"
+            for row, tokens, size in zip(
+                points.rows[odd][:4], d[odd], n[odd], strict=False
+            )
+        )
+        raise ValueError(
+            f"tokens are {ratio:.2g} times the parameters in the middle row, and in "
+            f"{odd.sum()} of {len(points)} rows are in another unit than that: rows "
+            f"{rows}{' …' if odd.sum() > 4 else ''}; mend them, or leave them out "
+            "with --where"
+        )
+    few = f"fewer tokens than parameters in the middle row ({medians}): is that so?"
+    return [few] if ratio < 1 else []
+
+
+def _losses(points: Points) -> list[str]:
+    middle = float(np.median(points.y))
+    if middle > MOST_LOSS:
+        raise ValueError(
+            f"losses are about {middle:.3g} ({_source(points, 'y')}): no loss of a "
+            "token is; take logarithms of perplexities, or say --scale loss=1e-3, for "
+            "example"
+        )
+    if np.ptp(np.log(points.y)) < 1e-9:
+        raise ValueError(
+            f"every row has the same loss ({points.y[0]:g}, {_source(points, 'y')}): "
+            "it tells nothing of any column"
+        )
+    odd = f"losses of about {middle:.3g}: perplexities, perhaps?"
+    return [odd] if middle > 20 else []
+
+
+def _enough(points: Points, free: tuple[str, ...]) -> None:
+    # Runs again of one point tell its noise, and no more of the curve.
+    distinct = len(np.unique(np.column_stack([*points.columns.values()]), axis=0))
     if distinct < len(free) + 1:
         raise ValueError(
             f"{distinct} different points for {len(free)} parameters "

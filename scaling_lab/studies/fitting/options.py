@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from typing import Any
 
 
@@ -63,11 +64,11 @@ class Options:
                 raise ValueError(f"{name} {getattr(self, name)!r} is none of {words}")
         if self.window is not None and not self.window > 1:
             raise ValueError(f"window {self.window}: a factor above 1, as 4")
-        if self.huber is not None and not self.huber > 0:
+        if self.huber is not None and not 0 < self.huber < math.inf:
             raise ValueError(f"huber {self.huber}: delta must be positive, as 1e-3")
         if self.huber is not None and self.loss not in (None, "huber"):
             raise ValueError(f"huber {self.huber} and loss {self.loss}: one of them")
-        for name, least in (("drop_highest", 0), ("bootstrap", 0)):
+        for name, least in (("drop_highest", 0), ("bootstrap", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} {getattr(self, name)}: at least {least}")
         if 0 < self.bootstrap < 20:
@@ -100,7 +101,9 @@ class Options:
             try:
                 found[name] = float(text)
             except ValueError:
-                raise ValueError(f"{field} {name}={text}: not a number") from None
+                found[name] = math.nan
+            if not math.isfinite(found[name]):
+                raise ValueError(f"{field} {name}={text}: not a number")
         return found
 
 

@@ -21,7 +21,11 @@ from scaling_lab.studies.rows import frame
 ROW = "\0row"
 PER_TOKEN = "flops_per_token_"
 HELD_OUT = "held_out_bits_per_byte"
-_TEXT = re.compile(r"\s*([-+]?[\d.,]*\d(?:[eE][-+]?\d+)?)\s*([kKmMbBgGtT]?)\s*")
+#: A number, its thousands apart or not, and what it is counted in.
+_TEXT = re.compile(
+    r"\s*([-+]?(?:\d{1,3}(?:,\d{3})+|\d*)(?:\.\d*)?(?:[eE][-+]?\d+)?)"
+    r"\s*([kKmMbBgGtT]?)\s*"
+)
 _SUFFIX = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 _SIGNS = {
     "==": operator.eq,
@@ -53,21 +57,38 @@ def read(data: Any) -> tuple[pd.DataFrame, bool]:
     if not path.exists():
         raise FileNotFoundError(f"no table at {path}")
     readers = {
-        ".csv": pd.read_csv,
-        ".tsv": lambda p: pd.read_csv(p, sep="\t"),
+        ".csv": _separated,
+        ".tsv": _separated,
         ".json": pd.read_json,
         ".jsonl": lambda p: pd.read_json(p, lines=True),
         ".parquet": pd.read_parquet,
     }
-    if path.suffix not in readers:
+    ending = path.suffix.lower()
+    if ending not in readers:
         raise ValueError(
-            f"cannot read {path}: {path.suffix or 'no ending'} is none of "
+            f"cannot read {path}: {ending or 'no ending'} is none of "
             f"{', '.join(readers)}, nor is it a folder of records"
         )
-    found = readers[path.suffix](path)
+    try:
+        found = readers[ending](path)
+    except ValueError as error:  # also another encoding's, and pandas' own
+        raise ValueError(f"cannot read {path} as {ending}: {error}") from None
     if found.empty:
         raise ValueError(f"{path} has no rows")
     return found, False
+
+
+def _separated(path: Path) -> pd.DataFrame:
+    """A table of text, by the separator that its first line has most of.
+
+    Where that is a semicolon, commas are points of decimals.
+    """
+    with path.open(encoding="utf-8-sig") as file:
+        first = next((line for line in file if line.strip()), "")
+    plain = re.sub(r'"[^"]*"', "", first)
+    separator = max(",;\t|", key=plain.count)
+    decimal = "," if separator == ";" else "."
+    return pd.read_csv(path, sep=separator, decimal=decimal, encoding="utf-8-sig")
 
 
 def _is_records(path: Path) -> bool:
@@ -117,9 +138,11 @@ def _number(cell: Any) -> float:
     if isinstance(cell, (int, float)):
         return float(cell)
     match = _TEXT.fullmatch(str(cell))
-    if match is None:
+    try:
+        number = float(match[1].replace(",", "")) if match else np.nan
+    except ValueError:  # no digit
         return np.nan
-    return float(match[1].replace(",", "")) * _SUFFIX.get(match[2].lower(), 1.0)
+    return number * _SUFFIX.get(match[2].lower(), 1.0) if match else np.nan
 
 
 def holds_numbers(table: pd.DataFrame, name: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scaling_lab.studies.fitting.columns import guess, missing, unit_in
+from scaling_lab.studies.fitting.columns import flag, guess, missing, unit_in
 from scaling_lab.studies.fitting.options import Options, pairs_of
 from scaling_lab.studies.fitting.reading import (
     HELD_OUT,
@@ -158,6 +158,11 @@ def _asked(law: Law, options: Options) -> dict[str, str]:
         asked["judged" if law.prepare is not None else "y"] = asked.pop("loss")
     if law.response in asked:
         asked["y"] = asked.pop(law.response)
+    for role, name in asked.items():
+        other = next(each for each, same in asked.items() if same == name)
+        if other != role:
+            both = " and ".join(flag(each) for each in (other, role))
+            raise ValueError(f"column {name!r} is named twice: {both}")
     return asked
 
 
