@@ -17,11 +17,17 @@ _SAYS = re.compile(r'"cost_estimate":\s*(\{[^}]*\})')
 #: What a kernel of ours on a GPU says, as `parallel.experts.tiled` does.
 _TOLD = re.compile(r"\\22(\w+)\\22: \\22(\d+)\\22")
 _BLOCK = re.compile(r"block_(q|kv)(_dkv|_dq)?\W+(\d+)")
+#: Products of rows by their groups' weights on a TPU, and what `parallel.experts` says
+#: of them: how many of the rows that there is room for come in the mean.
+_GROUPED = re.compile(r"ragged|gmm")
+_ROWS = re.compile(r"rows_(\d+)_of_(\d+)")
 _CONTRACTED = re.compile(r'"lhs_contracting_dimensions":\s*\[([^\]]*)\]')
 
 
 def is_attention(instruction: Instruction) -> bool:
     """Whether it is a fused attention: cuDNN's, or a Pallas kernel."""
+    if _GROUPED.search(instruction.op_name):
+        return False
     return "fmha" in instruction.target or instruction.target == "tpu_custom_call"
 
 
@@ -30,7 +36,8 @@ def flops(computation: Computation, instruction: Instruction) -> float:
     if match := _SAYS.search(instruction.config):
         said = float(json.loads(match[1]).get("flops", 0))
         if said > 0:
-            return said
+            rows, room = _rows(instruction)
+            return said * rows / room
     if said := _told(instruction).get("flops"):
         return float(said)
     operands = [
@@ -45,8 +52,20 @@ def flops(computation: Computation, instruction: Instruction) -> float:
 
 def elements(instruction: Instruction) -> int:
     """Numbers of its result that a kernel says it makes; of another all there are."""
-    every = (array.elements for array in _shapes.arrays(instruction.shape))
-    return _told(instruction).get("elements") or max(every)
+    if told := _told(instruction).get("elements"):
+        return told
+    largest = max(_shapes.arrays(instruction.shape), key=lambda array: array.elements)
+    rows, room = _rows(instruction)
+    return largest.elements * rows // room if room in largest.dims else largest.elements
+
+
+def _rows(instruction: Instruction) -> tuple[int, int]:
+    """Of a grouped product the rows that come in the mean, and those there is room for.
+
+    Its kernel goes over those that come, and says what all would cost.
+    """
+    found = _ROWS.search(instruction.op_name)
+    return (int(found[1]), int(found[2])) if found else (1, 1)
 
 
 def _told(instruction: Instruction) -> dict[str, int]:

@@ -47,8 +47,13 @@ def grouped(
     rows_CD, size_E = groups.rows_CD, groups.size_E
     held_C1 = (jnp.arange(rows_CD.shape[0]) < jnp.sum(size_E))[:, None]
 
+    # The kernels go over the rows that come; this is how `compile` knows how many.
+    told = f"rows_{groups.mean}_of_{rows_CD.shape[0]}"
+
     def product(x_CD: Array, key: str) -> Array:
-        return named(_product(interpret, x_CD, weights[key], size_E), key, name)
+        with jax.named_scope(told):
+            result = _product(interpret, x_CD, weights[key], size_E)
+        return named(result, key, name)
 
     # A row of no group holds whatever the kernel leaves there.
     return jnp.where(held_C1, expert(product, rows_CD), 0)
