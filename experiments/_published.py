@@ -130,7 +130,7 @@ def _ours(run: Run, compiled: dict[str, Any]) -> dict[str, Any]:
         "our_ratio": seconds / run.seconds,
         "compiled_seconds": compiled_seconds,
         "compiled_ratio": compiled_seconds and compiled_seconds / run.seconds,
-        "needed_bytes": column.get("needed_bytes"),
+        "needed_bytes": column.get("needed_bytes") or column.get("peak_bytes"),
         "hbm_bytes": column.get("hbm_bytes"),
         "differs": run.differs,
     }
