@@ -9,6 +9,7 @@ import numpy as np
 
 from scaling_lab.studies import laws
 from scaling_lab.studies.fitting import check, uncertainty
+from scaling_lab.studies.fitting.groups import APART, budgets
 from scaling_lab.studies.fitting.objective import Objective
 from scaling_lab.studies.fitting.options import Options
 from scaling_lab.studies.fitting.result import Curve, Fit, Heldout, Moved, Optimum
@@ -22,8 +23,6 @@ HELD_OUT = 0.2
 LOST = 3.0
 #: An exponent that no published law comes near.
 STEEP = 5.0
-#: Budgets further apart than this (in logarithms) are two.
-APART = 0.15
 
 
 def fit(data: Any, law: str = "chinchilla", **words: Any) -> Fit:
@@ -219,17 +218,6 @@ def _extrapolate(law: Law, points: Points, options: Options) -> Heldout | None:
     )
 
 
-def budgets(c: np.ndarray) -> list[np.ndarray]:
-    """Places of the points of every budget, the least first.
-
-    Budgets that are spread less than `APART` are one: steps are whole and FLOPs are
-    counted to a few percent.
-    """
-    order = np.argsort(c, kind="stable")
-    cuts = np.flatnonzero(np.diff(np.log(c[order])) > APART) + 1
-    return np.split(order, cuts)
-
-
 def _optima(
     law: Law, values: Mapping[str, float], points: Points, path: Path | None
 ) -> list[Optimum]:
@@ -253,4 +241,4 @@ def _optima(
     return found
 
 
-__all__ = ["Objective", "budgets", "fit", "fit_curve"]
+__all__ = ["Objective", "fit", "fit_curve"]
