@@ -8,6 +8,9 @@ import pytest
 
 import scaling_lab as lab
 from scaling_lab.studies import laws
+from scaling_lab.studies.fitting.options import Options
+from scaling_lab.studies.fitting.solve import solve
+from scaling_lab.studies.fitting.table import points_of
 
 CHINCHILLA = laws.law("chinchilla")
 TRUE = CHINCHILLA.references["besiroglu_2024"].values
@@ -165,3 +168,28 @@ def test_a_fit_of_kaplans_law_has_optima_and_their_intervals():
     assert data["a"] == pytest.approx(0.575, abs=0.03)
     assert data["a_ci"][0] < data["a"] < data["a_ci"][1] and data["b_ci"]
     assert len(data["optima"]) > 3 and all(each["loss"] for each in data["optima"])
+
+
+# --- Variable projection
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_projection_ends_where_descent_does_on_a_law_with_a_negative_exponent(seed):
+    law, random = laws.law("sparsity"), np.random.default_rng(seed)
+    values, table = law.references["abnar_2025"].values, scattered(60, seed=seed)
+    table["active"] = random.choice([1, 0.5, 0.25, 0.1, 0.05, 0.02], 60)
+    at = {"n": table.params, "d": table.tokens, "active": table.active}
+    noise = np.exp(0.007 * random.normal(size=60))
+    table["loss"] = law.predict(values, at) * noise
+    points = points_of(table, law, Options())
+    descent = solve(law, points, Options(loss="mse"))
+    projected = solve(law, points, Options(solver="projection"))
+    assert projected.value == pytest.approx(descent.value, rel=1e-6)
+    assert law.values(projected.at)["lambda"] < 0
+
+
+def test_projection_says_how_many_seeds_agree():
+    found = lab.fit(scattered(60), solver="projection", bootstrap=0)
+    starts = found.to_json()["starts"]
+    assert starts["made"] == 12 and 2 <= starts["agreeing"] <= 12
+    assert not any("starts" in each for each in found.warnings)

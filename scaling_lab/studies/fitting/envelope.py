@@ -71,8 +71,8 @@ def envelope(points: Points, options: Options) -> Fit:
     if not _are_curves(points):
         warnings.append(
             f"most sizes were run at fewer than {CURVE} computes: single points, no "
-            "curves; the lowest of them is a rough optimum, and one of scattered points "
-            "is biased: --law isoflop or chinchilla says more"
+            "curves; the lowest of them is a rough optimum, of scattered points a "
+            "biased one: --law isoflop or chinchilla says more"
         )
     if winning < FEW:
         warnings.append(
