@@ -12,6 +12,7 @@ from scaling_lab.studies.fitting import check, uncertainty
 from scaling_lab.studies.fitting.groups import APART, budgets
 from scaling_lab.studies.fitting.objective import Objective
 from scaling_lab.studies.fitting.options import Options
+from scaling_lab.studies.fitting.profiles import profile
 from scaling_lab.studies.fitting.result import Curve, Fit, Heldout, Moved, Optimum
 from scaling_lab.studies.fitting.solve import Solved, held, solve
 from scaling_lab.studies.fitting.table import Points, points_of
@@ -21,6 +22,8 @@ from scaling_lab.studies.law import ROLES, Law, Path
 HELD_OUT = 0.2
 #: Standard error, in e-folds, beyond which a direction is not just flat.
 LOST = 3.0
+#: Points beyond the parameters, below which intervals are doubtful.
+SPARE = 5
 #: An exponent that no published law comes near.
 STEEP = 5.0
 
@@ -91,7 +94,9 @@ def fit_curve(name: str, law: Law, points: Points, options: Options) -> Fit:
         objective=solved.problem.objective,
         condition=uncertainty.condition(solved) if moving else 1.0,
         flat=flat,
-        profiles={each: uncertainty.profile(solved, law, each) for each in moving},
+        profiles={
+            each: profile(solved, law, each, options.interval) for each in moving
+        },
         refits=refits,
         moved=_leverage(solved, law, points) if moving else [],
         starts=(solved.agreeing, solved.starts),
@@ -101,7 +106,7 @@ def fit_curve(name: str, law: Law, points: Points, options: Options) -> Fit:
         f"{'not identified' if each.error > LOST else 'flat direction'}: {each.words}"
         for each in flat
     ]
-    warnings += lost
+    warnings += [*lost, *_few(solved)]
     path = None if lost else law.best_path(best)
     return Fit(
         law=name,
@@ -126,6 +131,18 @@ def _doubts(solved: Solved) -> list[str]:
     if solved.starts and solved.agreeing < 2:
         found.append(f"only one of {solved.starts} starts found this minimum")
     return found
+
+
+def _few(solved: Solved) -> list[str]:
+    """Whether the points that are left to tell the noise are enough for intervals."""
+    points, moving = len(solved.problem.log_y), len(solved.problem.free)
+    spare = points - moving
+    if not moving or spare >= SPARE:
+        return []
+    return [
+        f"{points} points for {moving} parameters leave {spare} to tell the noise: "
+        "intervals are rough, those of the bootstrap too narrow"
+    ]
 
 
 def lost_terms(law: Law, values: Mapping[str, float], points: Points) -> list[str]:
