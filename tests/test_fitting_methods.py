@@ -5,10 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import linregress
+from scipy.stats import t as student
 
 import scaling_lab as lab
 from scaling_lab.studies import laws
+from scaling_lab.studies.fitting import figure
 from scaling_lab.studies.fitting.options import Options
+from scaling_lab.studies.fitting.panel import Line, _axis
+from scaling_lab.studies.fitting.profiles import profile
 from scaling_lab.studies.fitting.solve import solve
 from scaling_lab.studies.fitting.table import points_of
 
@@ -193,3 +198,79 @@ def test_projection_says_how_many_seeds_agree():
     starts = found.to_json()["starts"]
     assert starts["made"] == 12 and 2 <= starts["agreeing"] <= 12
     assert not any("starts" in each for each in found.warnings)
+
+
+# --- Profiles
+
+
+def line(points, seed=0, spread=0.02):
+    """A power law with normal noise: a straight line of logarithms."""
+    random = np.random.default_rng(seed)
+    x = np.exp(random.uniform(0, 5, points))
+    return pd.DataFrame(
+        {"x": x, "y": 3 * x**0.4 * np.exp(random.normal(0, spread, points))}
+    )
+
+
+@pytest.mark.parametrize("share", [0.5, 0.95])
+def test_the_profile_of_a_line_is_students_interval(share):
+    table = line(6)
+    words = {"law": "power", "column": {"x": "x", "y": "y"}, "bootstrap": 0}
+    profile = lab.fit(table, interval=share, **words).curve.profiles["a"]
+    exact = linregress(np.log(table.x), np.log(table.y))
+    half = student.ppf((1 + share) / 2, 4) * exact.stderr
+    assert profile.low == pytest.approx(exact.slope - half, abs=0.01 * half)
+    assert profile.high == pytest.approx(exact.slope + half, abs=0.01 * half)
+
+
+def test_hubers_intervals_are_as_wide_as_its_loss_is_worth_on_normal_noise():
+    # Absolute values know a line sqrt(pi / 2) times less well than squares do.
+    law, wider = laws.law("power"), []
+    for seed in range(16):
+        widths = []
+        for loss in ("huber", "log_mse"):
+            options = Options(loss=loss, column=("x=x", "y=y"))
+            solved = solve(law, points_of(line(60, seed), law, options), options)
+            found = profile(solved, law, "a", 0.95)
+            widths.append(found.high - found.low)
+        wider.append(widths[0] / widths[1])
+    assert np.mean(wider) == pytest.approx(np.sqrt(np.pi / 2), rel=0.12)
+
+
+def test_few_points_to_spare_are_told_and_the_share_is_written():
+    found = lab.fit(scattered(9), interval=0.9, bootstrap=40)
+    assert any("leave 4 to tell the noise" in each for each in found.warnings)
+    assert "90% by profile" in str(found) and "95%" not in str(found)
+    assert "90 % red" in found.figure()
+    enough = lab.fit(scattered(10), bootstrap=0)
+    assert not any("to tell the noise" in each for each in enough.warnings)
+
+
+def test_profiles_far_from_the_best_are_refits():
+    law, random = laws.law("routed"), np.random.default_rng(0)
+    table = scattered(70).drop(columns="tokens")
+    random.uniform(size=140)
+    table["experts"] = random.choice([2, 4, 8, 16, 32, 64, 128, 256, 512], 70)
+    at = {"n": table.params, "experts": table.experts.astype(float)}
+    values = law.references["clark_2022_s_base"].values
+    table["loss"] = law.predict(values, at) * np.exp(0.007 * random.normal(size=70))
+    points = points_of(table, law, Options())
+    best = solve(law, points, Options())
+    found = profile(best, law, "d", 0.95)
+    for value, objective in list(zip(found.values, found.objective, strict=True))[::5]:
+        refit = solve(law, points, Options(fix=(f"d={float(value)!r}",)))
+        assert objective == pytest.approx(refit.value, rel=1e-3)
+    falls = np.diff(found.objective)
+    assert (falls[:10] < 0).all() and (falls[10:] > 0).all()
+
+
+def test_the_ellipses_are_inside_their_axes():
+    found = lab.fit(scattered(40), bootstrap=60)
+    (panel,) = figure._cloud(found)
+    lines = [each for each in panel.marks if isinstance(each, Line)]
+    assert len(lines) == 2
+    for which in ("x", "y"):
+        axis = _axis(panel, which, 0.0, 1.0)
+        for each in lines:
+            ends = getattr(each, which)
+            assert axis.low < min(ends) and max(ends) < axis.high

@@ -22,7 +22,9 @@ from scaling_lab.studies.law import Array, Law
 #: Points on each side of a profile, and how far it goes, in standard errors.
 PROFILE, REACHES = 10, (3.0, 9.0, 27.0)
 #: A point of a profile is better where it is lower by more than this share.
-BETTER = 1e-7
+BETTER = 1e-4
+#: Steps of one of its descents, which the next goes on from.
+STEPS = 100
 #: Parts of a step that crosses a limit, and how often it is parted again.
 PARTS, FINER = 6, 1
 
@@ -52,11 +54,16 @@ def profile(solved: Solved, law: Law, name: str, share: float) -> Profile:
     along = cov[:, index] / max(cov[index, index], 1e-300)
     limit = solved.value + rise(solved, share)
     held = _Held(solved, place)
-    offsets, found, ends = np.zeros(0), np.zeros(0), [None, None]
+    offsets, found, ends = np.zeros(0), np.zeros(0), (None, None)
     for reach in REACHES:
         offsets = np.linspace(-reach, reach, 2 * PROFILE + 1) * error
-        at, found = held.walked(offsets, along)
-        ends = [held.end(offsets, at, found, limit, side) for side in (-1, 1)]
+        at, found = held.valley(offsets, along)
+        last = reach == REACHES[-1]
+        # What a better descent finds is lower: where this is inside, so is that.
+        if not last and min(found[0], found[-1]) <= limit:
+            continue
+        at, found = held.walked(offsets, at, found)
+        ends = tuple(held.end(offsets, at, found, limit, side) for side in (-1, 1))
         if None not in ends:
             break
     values = _values(solved, law, place, offsets)
@@ -123,17 +130,19 @@ class _Held:
         held = dataclasses.replace(self.solved.problem, free=self.rest, base=base)
         if not self.rest:
             return starts, held.value(starts)[0]
-        found = descend(held, starts)
+        found = descend(held, starts, STEPS)
         return found.at, found.value
 
-    def walked(self, offsets: Array, along: Array) -> tuple[Array, Array]:
-        """The others' best at every offset and the objective there.
-
-        First from the valley as the covariance has it; then every point again from
-        where its neighbours ended, until none gains: far out the valley bends.
-        """
+    def valley(self, offsets: Array, along: Array) -> tuple[Array, Array]:
+        """The others' best at every offset, along the covariance's valley."""
         places = [self.solved.problem.free.index(each) for each in self.rest]
-        at, value = self.at(offsets, self.best + offsets[:, None] * along[places])
+        return self.at(offsets, self.best + offsets[:, None] * along[places])
+
+    def walked(self, offsets: Array, at: Array, value: Array) -> tuple[Array, Array]:
+        """Every point again from where its neighbours ended, until none gains.
+
+        Far out the valley bends, and what led along it straight ends elsewhere.
+        """
         rows, moved = np.arange(len(offsets)), np.ones(len(offsets), bool)
         for _ in range(2 * PROFILE):
             gained = np.zeros(len(offsets), bool)
@@ -168,13 +177,10 @@ class _Held:
             pair = [above[0] - 1, above[0]]
             offsets, at, value = offsets[pair], at[pair], value[pair]
             parts = np.linspace(offsets[0], offsets[1], PARTS + 1)
-            inner = np.concatenate([parts[1:-1], parts[1:-1]])
-            starts = np.repeat(at, PARTS - 1, 0)
-            new_at, new = self.at(inner, starts)
-            first = new[: PARTS - 1] <= new[PARTS - 1 :]
-            chosen = np.where(first, 0, PARTS - 1) + np.arange(PARTS - 1)
-            at = np.concatenate([at[:1], new_at[chosen], at[1:]])
-            value = np.concatenate([value[:1], new[chosen], value[1:]])
+            shares = np.linspace(0, 1, PARTS + 1)[1:-1, None]
+            new_at, new = self.at(parts[1:-1], at[0] + shares * (at[1] - at[0]))
+            at = np.concatenate([at[:1], new_at, at[1:]])
+            value = np.concatenate([value[:1], new, value[1:]])
             offsets = parts
         above = int(np.flatnonzero(value > limit)[0])
         low, high = value[above - 1], value[above]
