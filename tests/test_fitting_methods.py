@@ -264,8 +264,10 @@ def test_profiles_far_from_the_best_are_refits():
     assert (falls[:10] < 0).all() and (falls[10:] > 0).all()
 
 
-def test_the_ellipses_are_inside_their_axes():
+def test_ellipses_are_inside_their_axes_and_scattered_points_have_no_budgets():
     found = lab.fit(scattered(40), bootstrap=60)
+    assert "At the same FLOPs" not in found.figure()
+    assert "At the same FLOPs" in lab.fit(isoflop(9), bootstrap=0).figure()
     (panel,) = figure._cloud(found)
     lines = [each for each in panel.marks if isinstance(each, Line)]
     assert len(lines) == 2

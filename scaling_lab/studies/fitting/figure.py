@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from scaling_lab.studies import laws
-from scaling_lab.studies.fitting.groups import budgets
+from scaling_lab.studies.fitting.groups import budgets, distinct
 from scaling_lab.studies.fitting.panel import (
     BLUE,
     GREY,
@@ -108,9 +108,11 @@ def _slices(fit: Fit) -> list[Panel]:
     if fit.path is None or "c" not in fit.points.columns:
         return []
     n, c = fit.points.columns["n"], fit.points.columns["c"]
-    groups = [g for g in budgets(c) if len(np.unique(n[g])) >= 3]
+    every = budgets(c)
+    clear = zip(every, distinct(c, every), strict=True)
+    groups = [g for g, one in clear if one and len(np.unique(n[g])) >= 3]
     groups = [g for g in groups if np.ptp(np.log(c[g])) < 0.4]
-    if len(groups) < 2:
+    if len(groups) < 2 or sum(map(len, groups)) < len(c) / 2:
         return []
     marks: list[Dots | Line] = []
     for place, group in enumerate(groups):

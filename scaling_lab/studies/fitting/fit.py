@@ -106,7 +106,7 @@ def fit_curve(name: str, law: Law, points: Points, options: Options) -> Fit:
         f"{'not identified' if each.error > LOST else 'flat direction'}: {each.words}"
         for each in flat
     ]
-    warnings += [*lost, *_few(solved)]
+    warnings += [*lost, *_few(points, len(moving))]
     path = None if lost else law.best_path(best)
     return Fit(
         law=name,
@@ -133,15 +133,16 @@ def _doubts(solved: Solved) -> list[str]:
     return found
 
 
-def _few(solved: Solved) -> list[str]:
+def _few(points: Points, moving: int) -> list[str]:
     """Whether the points that are left to tell the noise are enough for intervals."""
-    points, moving = len(solved.problem.log_y), len(solved.problem.free)
-    spare = points - moving
-    if not moving or spare >= SPARE:
+    rows = np.column_stack([*points.columns.values(), points.y])
+    different = len(np.unique(rows, axis=0))
+    if not moving or different - moving >= SPARE:
         return []
     return [
-        f"{points} points for {moving} parameters leave {spare} to tell the noise: "
-        "intervals are rough, those of the bootstrap too narrow"
+        f"{different} different points for {moving} parameters leave "
+        f"{different - moving} to tell the noise: intervals are rough, those of the "
+        "bootstrap too narrow"
     ]
 
 
