@@ -164,7 +164,7 @@ class Law:
             return None
         try:
             found = self.path(values)
-        except (ZeroDivisionError, OverflowError):
+        except (ArithmeticError, ValueError):
             return None
         parts = (found.a, found.b, found.n_scale, found.d_scale)
         # With a negative exponent nowhere is best: complex numbers, or shares past 1.

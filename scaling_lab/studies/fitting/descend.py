@@ -155,7 +155,8 @@ def finish(problem: Problem, at_F: Array) -> tuple[Array, float]:
 
     def fun(z: Array) -> tuple[float, Array]:
         value, slope = problem.value((at_F + turn @ z)[None])
-        return float(value[0] / scale), turn.T @ slope[0] / scale
+        with np.errstate(all="ignore"):  # far out; the line search turns back
+            return float(value[0] / scale), turn.T @ slope[0] / scale
 
     before = float(problem.value(at_F[None])[0][0])
     scale = max(before, 1e-300)

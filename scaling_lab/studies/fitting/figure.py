@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from scaling_lab.studies import laws
-from scaling_lab.studies.fitting.fit import budgets
+from scaling_lab.studies.fitting.groups import budgets, distinct
 from scaling_lab.studies.fitting.panel import (
     BLUE,
     GREY,
@@ -108,9 +108,11 @@ def _slices(fit: Fit) -> list[Panel]:
     if fit.path is None or "c" not in fit.points.columns:
         return []
     n, c = fit.points.columns["n"], fit.points.columns["c"]
-    groups = [g for g in budgets(c) if len(np.unique(n[g])) >= 3]
+    every = budgets(c)
+    clear = zip(every, distinct(c, every), strict=True)
+    groups = [g for g, one in clear if one and len(np.unique(n[g])) >= 3]
     groups = [g for g in groups if np.ptp(np.log(c[g])) < 0.4]
-    if len(groups) < 2:
+    if len(groups) < 2 or sum(map(len, groups)) < len(c) / 2:
         return []
     marks: list[Dots | Line] = []
     for place, group in enumerate(groups):
@@ -191,7 +193,7 @@ def _profiles(fit: Fit) -> list[Panel]:
         ends = [end for end in (each.low, each.high) if end is not None]
         marks.append(Dots(ends, [0.0] * len(ends), RED, 3.2))
         marks.append(Dots([fit.parameters[name]], [0.0], BLUE, 3.2))
-        title = f"Profile of {name}: best blue, 95 % red"
+        title = f"Profile of {name}: best blue, {100 * fit.interval:g} % red"
         panels.append(
             Panel(title, name, "objective above its least, %", marks, positive)
         )
@@ -222,7 +224,7 @@ def _cloud(fit: Fit) -> list[Panel]:
     keep = np.isfinite(x) & np.isfinite(y)
     x, y = x[keep][:CLOUD], y[keep][:CLOUD]
     marks: list[Dots | Line] = [Dots(x, y, BLUE, 1.3, opacity=0.35)]
-    marks += [Line(*ellipse(x, y, size), RED, fit=False) for size in (2.279, 5.991)]
+    marks += [Line(*ellipse(x, y, size), RED) for size in (2.279, 5.991)]
     marks.append(Dots([at[0]], [at[1]], INK, 3.4))
     return [Panel("Bootstrap, with 68 and 95 % ellipses", names[0], names[1], marks)]
 

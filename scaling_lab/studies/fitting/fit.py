@@ -9,8 +9,10 @@ import numpy as np
 
 from scaling_lab.studies import laws
 from scaling_lab.studies.fitting import check, uncertainty
+from scaling_lab.studies.fitting.groups import APART, budgets
 from scaling_lab.studies.fitting.objective import Objective
 from scaling_lab.studies.fitting.options import Options
+from scaling_lab.studies.fitting.profiles import profile
 from scaling_lab.studies.fitting.result import Curve, Fit, Heldout, Moved, Optimum
 from scaling_lab.studies.fitting.solve import Solved, held, solve
 from scaling_lab.studies.fitting.table import Points, points_of
@@ -20,10 +22,10 @@ from scaling_lab.studies.law import ROLES, Law, Path
 HELD_OUT = 0.2
 #: Standard error, in e-folds, beyond which a direction is not just flat.
 LOST = 3.0
+#: Points beyond the parameters, below which intervals are doubtful.
+SPARE = 5
 #: An exponent that no published law comes near.
 STEEP = 5.0
-#: Budgets further apart than this (in logarithms) are two.
-APART = 0.15
 
 
 def fit(data: Any, law: str = "chinchilla", **words: Any) -> Fit:
@@ -92,7 +94,9 @@ def fit_curve(name: str, law: Law, points: Points, options: Options) -> Fit:
         objective=solved.problem.objective,
         condition=uncertainty.condition(solved) if moving else 1.0,
         flat=flat,
-        profiles={each: uncertainty.profile(solved, law, each) for each in moving},
+        profiles={
+            each: profile(solved, law, each, options.interval) for each in moving
+        },
         refits=refits,
         moved=_leverage(solved, law, points) if moving else [],
         starts=(solved.agreeing, solved.starts),
@@ -102,7 +106,7 @@ def fit_curve(name: str, law: Law, points: Points, options: Options) -> Fit:
         f"{'not identified' if each.error > LOST else 'flat direction'}: {each.words}"
         for each in flat
     ]
-    warnings += lost
+    warnings += [*lost, *_few(points, len(moving))]
     path = None if lost else law.best_path(best)
     return Fit(
         law=name,
@@ -127,6 +131,19 @@ def _doubts(solved: Solved) -> list[str]:
     if solved.starts and solved.agreeing < 2:
         found.append(f"only one of {solved.starts} starts found this minimum")
     return found
+
+
+def _few(points: Points, moving: int) -> list[str]:
+    """Whether the points that are left to tell the noise are enough for intervals."""
+    rows = np.column_stack([*points.columns.values(), points.y])
+    different = len(np.unique(rows, axis=0))
+    if not moving or different - moving >= SPARE:
+        return []
+    return [
+        f"{different} different points for {moving} parameters leave "
+        f"{different - moving} to tell the noise: intervals are rough, those of the "
+        "bootstrap too narrow"
+    ]
 
 
 def lost_terms(law: Law, values: Mapping[str, float], points: Points) -> list[str]:
@@ -219,17 +236,6 @@ def _extrapolate(law: Law, points: Points, options: Options) -> Heldout | None:
     )
 
 
-def budgets(c: np.ndarray) -> list[np.ndarray]:
-    """Places of the points of every budget, the least first.
-
-    Budgets that are spread less than `APART` are one: steps are whole and FLOPs are
-    counted to a few percent.
-    """
-    order = np.argsort(c, kind="stable")
-    cuts = np.flatnonzero(np.diff(np.log(c[order])) > APART) + 1
-    return np.split(order, cuts)
-
-
 def _optima(
     law: Law, values: Mapping[str, float], points: Points, path: Path | None
 ) -> list[Optimum]:
@@ -253,4 +259,4 @@ def _optima(
     return found
 
 
-__all__ = ["Objective", "budgets", "fit", "fit_curve"]
+__all__ = ["Objective", "fit", "fit_curve"]

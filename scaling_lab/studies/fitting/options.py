@@ -47,7 +47,7 @@ class Options:
     resample: str = "case"
     """case (rows drawn again) or parametric (the fit with noise drawn again)."""
     interval: float = 0.95
-    """Share of the bootstrap inside an interval."""
+    """Share inside an interval, of the bootstrap or by profile."""
     seed: int = 0
     """Of the bootstrap."""
 

@@ -9,23 +9,29 @@ of the same points is told beside it.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
 from scaling_lab.studies import laws
 from scaling_lab.studies.fitting import check
-from scaling_lab.studies.fitting.fit import budgets
+from scaling_lab.studies.fitting.groups import budgets, distinct
 from scaling_lab.studies.fitting.options import Options
+from scaling_lab.studies.fitting.quadratic import (
+    LEAST_BUDGETS,
+    LEAST_POINTS,
+    bent,
+    refits,
+    squares,
+)
 from scaling_lab.studies.fitting.result import Fit, Heldout, Optimum, Parabola
 from scaling_lab.studies.fitting.solve import solve
 from scaling_lab.studies.fitting.table import Points
 from scaling_lab.studies.law import Array, Law, Path
 
-#: Points a parabola needs, and budgets a line needs.
-LEAST_POINTS, LEAST_BUDGETS = 3, 2
 #: How far from the middle of its budget's sizes an optimum may lie unremarked.
 OFF_CENTRE = 0.6
+#: How far a + b may be from 1 unremarked.
+OFF_ONE = 0.1
 
 
 def isoflop(points: Points, options: Options) -> Fit:
@@ -36,10 +42,8 @@ def isoflop(points: Points, options: Options) -> Fit:
     """
     law = laws.law("isoflop")
     warnings = check.refuse_units(points, law)
-    groups = [_near(points, g, options) for g in budgets(points.columns["c"])]
-    groups = [group for group in groups if _sizes(points, group)]
-    if len(groups) < LEAST_BUDGETS:
-        raise ValueError(_too_few(points))
+    groups, left = _groups(points, options)
+    warnings += left
     found = [_parabola(points, group) for group in groups]
     inside = [each for each in found if each.inside]
     warnings += [f"budget {p.flops:.3g}: {p.why}; left out" for p in found if p.why]
@@ -49,9 +53,9 @@ def isoflop(points: Points, options: Options) -> Fit:
             f"({'; '.join(f'{p.flops:.3g}: {p.why}' for p in found if p.why)}); a line "
             "needs two: add sizes on both sides"
         )
-    warnings += _off_centre(points, inside)
     path, frontier = _line(inside), _frontier(inside)
-    objective = sum(_squares(points, each) for each in found)
+    warnings += [*_off_centre(points, inside), *_odd_sum(path), *_exact(inside)]
+    objective = sum(squares(points, each) for each in found)
     direct = _direct(points)
     if direct is not None:
         note = (
@@ -80,7 +84,7 @@ def isoflop(points: Points, options: Options) -> Fit:
         warnings=warnings,
         options=options,
         parabolas=tuple(found),
-        path_refits=_refits(points, inside, options) if options.bootstrap else None,
+        path_refits=refits(points, inside, options) if options.bootstrap else None,
         words="squared residuals of the loss about each budget's parabola in log N; "
         "then of the line through log N* (and log D*) by log C",
     )
@@ -95,34 +99,57 @@ def _near(points: Points, group: Array, options: Options) -> Array:
     return group[np.abs(log_n - best) <= np.log(options.window) * (1 + 1e-9)]
 
 
+def _groups(points: Points, options: Options) -> tuple[list[Array], list[str]]:
+    """The budgets that parabolas go through, and what is none, in words.
+
+    Raises:
+      ValueError: there are no two, or most points belong to none.
+    """
+    every = budgets(points.columns["c"])
+    clear = distinct(points.columns["c"], every)
+    whole = [g for g, ok in zip(every, clear, strict=True) if ok and _sizes(points, g)]
+    none = [g for g, ok in zip(every, clear, strict=True) if not ok and len(g) > 1]
+    inside, told = sum(map(len, whole)), _scattered(points, none)
+    if len(whole) < LEAST_BUDGETS or inside < len(points) / 2:
+        raise ValueError(
+            f"{_too_few(points, every)}; {inside} of {len(points)} points belong to "
+            f"budgets of that kind{told and f', and {told}'}. Train sizes at the same "
+            "FLOPs, or fit --law chinchilla, which takes any points"
+        )
+    near = [_near(points, group, options) for group in whole]
+    near = [group for group in near if _sizes(points, group)]
+    if len(near) < LEAST_BUDGETS:
+        raise ValueError(
+            f"{_too_few(points, near)} within the window of {options.window:g}"
+        )
+    return near, [f"{told}; left out"] if told else []
+
+
 def _sizes(points: Points, group: Array) -> bool:
     return len(np.unique(points.columns["n"][group])) >= LEAST_POINTS
 
 
-def _too_few(points: Points) -> str:
-    groups = budgets(points.columns["c"])
+def _scattered(points: Points, none: list[Array]) -> str:
+    """What groups are no budgets, in words; nothing where there are none."""
+    if not none:
+        return ""
+    c = points.columns["c"]
+    widest = max(none, key=lambda group: c[group].max() / c[group].min())
+    return (
+        f"{sum(map(len, none))} points follow each other too closely by FLOPs to be "
+        f"of distinct budgets (from {c[widest].min():.3g} to {c[widest].max():.3g} "
+        "without a gap, for example)"
+    )
+
+
+def _too_few(points: Points, groups: list[Array]) -> str:
     told = ", ".join(
         f"{np.median(points.columns['c'][g]):.3g} ({len(g)})" for g in groups[:8]
     )
     return (
         f"isoflop needs {LEAST_BUDGETS} budgets of {LEAST_POINTS} sizes each; by FLOPs "
-        f"(points) there are {told}{' …' if len(groups) > 8 else ''}"
+        f"(points) there are {told or 'none'}{' …' if len(groups) > 8 else ''}"
     )
-
-
-def bent(x: Array, y: Array, weight: Array) -> tuple[Array, Array, Array]:
-    """Weighted parabolas: (where lowest, how low, bend), one a row of the weights."""
-    middle = x.mean()
-    z = x - middle
-    powers = np.stack([z**0, z, z**2])
-    left = np.einsum("bn,in,jn->bij", weight, powers, powers, optimize=True)
-    right = np.einsum("in,bn->bi", powers, weight * y, optimize=True)
-    good = np.linalg.cond(left) < 1e12
-    left[~good] = np.eye(3)
-    c0, c1, c2 = np.linalg.solve(left, right[..., None])[..., 0].T
-    good &= c2 > 0
-    best = np.where(good, -c1 / np.where(good, 2 * c2, 1.0), np.nan)
-    return best + middle, np.where(good, c0 + c1 * best / 2, np.nan), c2
 
 
 def _parabola(points: Points, group: Array) -> Parabola:
@@ -166,12 +193,6 @@ def frontier_of(found: list[Parabola]) -> tuple[Law, dict[str, float]]:
     return law, law.values(solve(law, table, Options(loss="log_mse")).at)
 
 
-def _squares(points: Points, each: Parabola) -> float:
-    x = np.log(points.columns["n"][each.places] / each.n_best)
-    far = points.y[each.places] - each.low - each.bend * x**2
-    return float(points.weight[each.places] @ far**2) if not each.why else 0.0
-
-
 def _off_centre(points: Points, found: list[Parabola]) -> list[str]:
     told = []
     for each in found:
@@ -182,6 +203,31 @@ def _off_centre(points: Points, found: list[Parabola]) -> list[str]:
     if not told:
         return []
     return [f"optima near the edge of their sizes (1 is the edge): {', '.join(told)}"]
+
+
+def _odd_sum(path: Path) -> list[str]:
+    off = path.a + path.b - 1
+    if abs(off) <= OFF_ONE:
+        return []
+    return [
+        f"a + b = {path.a + path.b:.3f}, and C = 6 N D makes it 1: FLOPs are counted "
+        "another way at some sizes, or optima are not where these parabolas have them"
+    ]
+
+
+def _exact(found: list[Parabola]) -> list[str]:
+    """Budgets whose parabola goes through its points: nothing tells their noise."""
+    bare = [each for each in found if len(each.places) <= LEAST_POINTS]
+    if not bare:
+        return []
+    which, what = f"{len(bare)} budgets have", "their noise is taken from the others"
+    if len(bare) == len(found):
+        which, what = "every budget has", "there is no interval"
+    return [
+        f"{which} {LEAST_POINTS} points: a parabola goes through them whatever their "
+        f"noise, and {what}; four sizes or more a budget, or repeated seeds, would "
+        "tell it"
+    ]
 
 
 def _direct(points: Points) -> Path | None:
@@ -202,50 +248,3 @@ def _top(found: list[Parabola]) -> Heldout | None:
     path = _line(rest)
     error = path.n_scale * top.flops**path.a / top.n_best - 1
     return Heldout(1, "budget", top.flops, abs(error), abs(error), error)
-
-
-def _refits(points: Points, found: list[Parabola], options: Options) -> Any:
-    """(a, b) of refits to points drawn again within their budgets."""
-    random = np.random.default_rng(options.seed)
-    count = options.bootstrap
-    log_n, log_d = [], []
-    for each in found:
-        places = each.places
-        y, size = points.y[places], len(places)
-        weight = np.broadcast_to(points.weight[places], (count, size))
-        xs = [np.log(points.columns[role][places]) for role in ("n", "d")]
-        if options.resample == "case":
-            weight = weight * random.multinomial(size, np.full(size, 1 / size), count)
-            drawn = [bent(x, y, weight)[0] for x in xs]
-        else:
-            drawn = _with_noise(xs, y, weight, random)
-        for logs, x, best in zip((log_n, log_d), xs, drawn, strict=True):
-            inside = (best >= x.min()) & (best <= x.max())
-            logs.append(np.where(inside, best, np.nan))
-    c = np.log([each.flops for each in found])
-    slopes = [_slopes(c, np.stack(logs, 1)) for logs in (log_n, log_d)]
-    both = np.stack(slopes, 1)
-    return both[np.isfinite(both).all(1)]
-
-
-def _with_noise(xs: list[Array], y: Array, weight: Array, random: Any) -> list[Array]:
-    found = []
-    for x in xs:
-        smooth = np.polyval(np.polyfit(x, y, 2), x)
-        spread = np.sqrt(np.sum((y - smooth) ** 2) / max(len(y) - 3, 1))
-        noise = spread * random.standard_normal(weight.shape)
-        found.append(bent(x, smooth + noise, weight)[0])
-    return found
-
-
-def _slopes(c: Array, logs: Array) -> Array:
-    """Slope of every row's line through the budgets it has."""
-    there = np.isfinite(logs)
-    count = there.sum(1)
-    count = np.where(count >= LEAST_BUDGETS, count, np.nan)
-    filled = np.where(there, logs, 0.0)
-    mean_c = (there * c).sum(1) / count
-    off = np.where(there, c - mean_c[:, None], 0.0)
-    return (off * filled).sum(1) / np.where(
-        (off**2).sum(1) > 0, (off**2).sum(1), np.nan
-    )

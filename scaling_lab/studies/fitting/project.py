@@ -12,6 +12,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize, nnls
@@ -28,10 +30,18 @@ BOUNDS = (-3.0, 8.0)
 
 @dataclasses.dataclass(frozen=True)
 class Projected:
-    """Coordinates in the law's order (minus infinity: a coefficient of zero)."""
+    """A minimum.
+
+    Attributes:
+      at: coordinates in the law's order (minus infinity: a coefficient of zero).
+      value: the sum of squares.
+      made: seeds that were descended. agreeing: how many ended within 0.01 % of it.
+    """
 
     at: Array
     value: float
+    made: int = 0
+    agreeing: int = 0
 
 
 class Projection:
@@ -50,6 +60,7 @@ class Projection:
             raise ValueError("a coefficient stands in two terms: nothing to project")
         rest = [n for n in range(len(names)) if n not in self.coefficients]
         self.exponents = rest
+        self.starts = [law.parameters[n].starts for n in rest]
         powers = table_KNP[:, :, rest]
         # Powers of columns over their means: coefficients of about the same size.
         self.middle_KQ = powers.mean(1)
@@ -81,11 +92,21 @@ class Projection:
 
     @functools.cached_property
     def seeds(self) -> list[Array]:
-        """The best exponents of a grid."""
+        """The best exponents of a grid, then the best of the law's own starts.
+
+        The grid's are positive; an exponent that is negative (a share's) has a start
+        that is, and no way leads there: at zero its term is a constant.
+        """
         many = len(self.exponents)
         each = max(2, int(MOST ** (1 / max(many, 1))))
         grid = np.array(GRID)[np.linspace(0, len(GRID) - 1, min(each, 7)).astype(int)]
-        tried = [np.array(q) for q in itertools.product(grid, repeat=many)][:MOST]
+        own = [self.starts[place] for place in range(many)]
+        return [*self._lowest([grid] * many), *self._lowest(own)]
+
+    def _lowest(self, axes: Sequence[Sequence[float] | Array]) -> list[Array]:
+        """The best of the combinations of some exponents."""
+        every = itertools.islice(itertools.product(*axes), MOST)
+        tried = [np.array(q) for q in every]
         scores = [self.solve(q)[0] for q in tried]
         return [tried[place] for place in np.argsort(scores)[:KEPT]]
 
@@ -99,19 +120,7 @@ class Projection:
             value, slope, _ = self.solve(q)
             return value / scale, slope / scale
 
-        found = []
-        options = {"ftol": 1e-15, "gtol": 1e-13, "maxiter": 500}
-        for seed in self.seeds:
-            found.append(
-                minimize(
-                    both,
-                    seed,
-                    jac=True,
-                    method="L-BFGS-B",
-                    bounds=[BOUNDS] * len(seed),
-                    options=options,
-                )
-            )
+        found = [_descended(both, seed) for seed in self.seeds]
         lowest = min(found, key=lambda each: each.fun)
         options = {"xatol": 1e-11, "fatol": 1e-16, "maxiter": 4000, "maxfev": 4000}
         last = minimize(
@@ -122,4 +131,15 @@ class Projection:
             options=options,
         )
         q = last.x if last.fun < lowest.fun else lowest.x
-        return Projected(self.coordinates(q), self.solve(q)[0])
+        value = self.solve(q)[0]
+        limit = value / scale * (1 + 1e-4) + 1e-14
+        agreeing = sum(each.fun <= limit for each in found)
+        return Projected(self.coordinates(q), value, len(found), agreeing)
+
+
+def _descended(both: Callable[[Array], tuple[float, Array]], seed: Array) -> Any:
+    options = {"ftol": 1e-15, "gtol": 1e-13, "maxiter": 500}
+    bounds = [BOUNDS] * len(seed)
+    return minimize(
+        both, seed, jac=True, method="L-BFGS-B", bounds=bounds, options=options
+    )

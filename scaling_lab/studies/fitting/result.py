@@ -11,8 +11,9 @@ import numpy as np
 
 from scaling_lab.studies.fitting.objective import Objective
 from scaling_lab.studies.fitting.options import Options
+from scaling_lab.studies.fitting.profiles import Profile
 from scaling_lab.studies.fitting.table import Points
-from scaling_lab.studies.fitting.uncertainty import Direction, Profile
+from scaling_lab.studies.fitting.uncertainty import Direction
 from scaling_lab.studies.law import Array, Law, Path
 
 #: Beyond this many e-folds from its best value a parameter has no end.

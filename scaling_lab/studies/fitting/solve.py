@@ -95,20 +95,23 @@ def solve(law: Law, points: Points, options: Options) -> Solved:
     if not problem.free:
         value = float(problem.value(problem.base[None, []])[0][0])
         return Solved(problem, problem.base, value, 0, 0, True)
-    projected = _projected(law, points, options, problem)
+    search = _search(law, points, problem)
     if options.solver == "projection":
-        if projected is None:
+        if search is None:
             raise ValueError(
                 "projection needs a sum of powers with every parameter free; this is "
                 f"{law.formula}" + (" with some held" if options.fix else "")
             )
-        problem, at = _without_nothing(problem, projected[0])
+        found = search.best()
+        problem, at = _without_nothing(problem, found.at)
         value = float(problem.value(at[None, list(problem.free)])[0][0])
-        return Solved(problem, at, value, len(projected), len(projected), True)
+        return Solved(problem, at, value, found.made, found.agreeing, True)
     places = list(problem.free)
     starts = _grid(law, places)
-    if projected is not None:
-        starts = np.concatenate([np.maximum(projected, NOTHING)[:, places], starts])
+    if search is not None:
+        seeds = [search.coordinates(q) for q in search.seeds]
+        projected = np.maximum([search.best().at, *seeds], NOTHING)
+        starts = np.concatenate([projected[:, places], starts])
     first = descend(problem, starts, FIRST_STEPS)
     best = np.argsort(first.value)[:CARRIED]
     last = descend(problem, first.at[best])
@@ -120,21 +123,18 @@ def solve(law: Law, points: Points, options: Options) -> Solved:
     return Solved(problem, whole, value, len(starts), near, bool(last.rested[place]))
 
 
-def _projected(
-    law: Law, points: Points, options: Options, problem: Problem
-) -> Array | None:
-    """Coordinates that variable projection gives: its minimum first, then its seeds.
+def _search(law: Law, points: Points, problem: Problem) -> Projection | None:
+    """Variable projection of the fit, where the law and what is held allow it.
 
-    Its squares are the residuals' where those are minimised, else relative: a start.
+    Its squares are the residuals' where those are minimised, else relative: then its
+    minimum and its seeds are starts.
     """
     if not law.terms or len(problem.free) < len(law.parameters):
         return None
     weight = points.weight
     if problem.objective.kind != "mse":
         weight = weight / points.y**2
-    search = Projection(law, design(law, points.columns), points.y, weight)
-    found = [search.best().at, *(search.coordinates(q) for q in search.seeds)]
-    return np.array(found) if options.solver != "projection" else np.array(found[:1])
+    return Projection(law, design(law, points.columns), points.y, weight)
 
 
 def _without_nothing(problem: Problem, at: Array) -> tuple[Problem, Array]:

@@ -1,4 +1,4 @@
-"""How far the constants may be off: bootstrap, profile, flat directions, leverage.
+"""How far the constants may be off: bootstrap, flat directions, leverage.
 
 Every refit starts where the fit ended and they descend side by side, so that thousands
 take seconds.
@@ -11,15 +11,10 @@ import dataclasses
 import numpy as np
 
 from scaling_lab.studies.fitting.descend import descend
-from scaling_lab.studies.fitting.objective import Problem
 from scaling_lab.studies.fitting.options import Options
 from scaling_lab.studies.fitting.solve import Solved
 from scaling_lab.studies.law import Array, Law
 
-#: Points on each side of a profile, and how far it goes, in standard errors.
-PROFILE, REACHES = 10, (3.0, 9.0, 27.0)
-#: 95 % of a chi square with one degree of freedom.
-CHI_SQUARE = 3.841
 #: A direction this long (standard error, in e-folds of a coefficient) is called flat.
 FLAT = 0.5
 #: What is known of a coordinate that no point tells of: a factor of a thousand.
@@ -41,16 +36,6 @@ class Direction:
     error: float
     moves: tuple[tuple[str, float], ...]
     words: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Profile:
-    """The least objective with one parameter held at each of some values."""
-
-    values: Array
-    objective: Array
-    low: float | None
-    high: float | None
 
 
 def errors(solved: Solved) -> Array:
@@ -143,66 +128,6 @@ def _noisy(solved: Solved, random: np.random.Generator, count: int) -> Array:
     far = log_N - problem.log_y
     spread = np.sqrt(far @ far / max(len(far) - len(problem.free), 1))
     return log_N + spread * random.standard_normal((count, len(far)))
-
-
-def profile(solved: Solved, law: Law, name: str) -> Profile:
-    """The objective with one free parameter held at values about its best one.
-
-    As far as the points can tell on both sides, or as `REACHES` go.
-    """
-    problem, place = solved.problem, law.names.index(name)
-    cov, index = errors(solved), problem.free.index(place)
-    error = min(max(float(np.sqrt(cov[index, index])), 1e-6), 1.0)
-    # Along the valley, as the covariance has it.
-    along = cov[:, index] / max(cov[index, index], 1e-300)
-    limit = solved.value * np.exp(CHI_SQUARE / _weighs(problem))
-    values, found, low, high = solved.at[:0], solved.at[:0], None, None
-    for reach in REACHES:
-        offsets = np.linspace(-reach, reach, 2 * PROFILE + 1) * error
-        found = _held_at(solved, place, offsets, along)
-        values = solved.at[place] + offsets
-        if law.parameters[place].positive:
-            values = np.exp(np.minimum(values, 700))
-        low, high = _crossings(values, found, limit)
-        if low is not None and high is not None:
-            break
-    return Profile(values, found, low, high)
-
-
-def _held_at(solved: Solved, place: int, offsets: Array, along: Array) -> Array:
-    """The least objective with one coordinate off its best by each of some offsets."""
-    problem = solved.problem
-    base = np.repeat(solved.at[None], len(offsets), 0)
-    base[:, place] += offsets
-    rest = tuple(each for each in problem.free if each != place)
-    held = dataclasses.replace(problem, free=rest, base=base)
-    others = [problem.free.index(each) for each in rest]
-    starts = solved.at[None, list(rest)] + offsets[:, None] * along[others]
-    return descend(held, starts).value if rest else held.value(starts)[0]
-
-
-def _weighs(problem: Problem) -> float:
-    """How many logarithms of the objective twice the log likelihood is.
-
-    Squares: n (normal noise of unknown width). Huber's lines: 2 n (Laplace noise).
-    """
-    return len(problem.log_y) * (2 if problem.objective.kind == "huber" else 1)
-
-
-def _crossings(
-    values: Array, found: Array, limit: float
-) -> tuple[float | None, float | None]:
-    """Where a profile crosses a limit below and above its middle; None: it does not."""
-    middle = len(values) // 2
-
-    def side(places: range) -> float | None:
-        for inner, outer in zip(places, places[1:], strict=False):
-            if found[outer] > limit >= found[inner]:
-                share = (limit - found[inner]) / (found[outer] - found[inner])
-                return float(values[inner] + share * (values[outer] - values[inner]))
-        return None
-
-    return side(range(middle, -1, -1)), side(range(middle, len(values)))
 
 
 def leave_one_out(solved: Solved) -> Array:

@@ -172,7 +172,7 @@ def _values(fit: Fit) -> list[str]:
     """One line a parameter: value, bootstrap, profile."""
     ranges = fit.ranges()
     share = f"{fit.interval:.0%}"
-    rows = [["", "value", f"{share} by bootstrap", "95% by profile", ""]]
+    rows = [["", "value", f"{share} by bootstrap", f"{share} by profile", ""]]
     meaning = {each.name: each.meaning for each in laws.law(fit.law).parameters}
     for name, value in fit.parameters.items():
         profile = fit.curve.profiles.get(name) if fit.curve else None

@@ -6,9 +6,12 @@ that of early stopping.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import numpy as np
 
-from scaling_lab.studies.law import Array, Columns, Law, Parameter, Reference
+from scaling_lab.studies.law import Array, Columns, Law, Parameter, Path, Reference
 
 
 def curve(at_BP: Array, columns: Columns) -> tuple[Array, Array]:
@@ -24,6 +27,23 @@ def curve(at_BP: Array, columns: Columns) -> tuple[Array, Array]:
     )
 
 
+def path(values: Mapping[str, float]) -> Path:
+    """The compute-optimal path under C = 6 N D.
+
+    The loss is lowest where ``(Nc / N)^r + 6 Dc N / C`` is, with r = alpha_N / alpha_D:
+    ``N*^(r + 1) = r Nc^r C / (6 Dc)``.
+
+    Raises:
+      ValueError: exponents of a loss that rises with its columns: nowhere is best.
+    """
+    if min(values["alpha_N"], values["alpha_D"]) <= 0:
+        raise ValueError("no loss is lowest where an exponent is not positive")
+    r = values["alpha_N"] / values["alpha_D"]
+    inside = math.log(r) + r * math.log(values["Nc"]) - math.log(6 * values["Dc"])
+    scale = math.exp(inside / (r + 1))
+    return Path(1 / (r + 1), r / (r + 1), scale, 1 / (6 * scale))
+
+
 LAW = Law(
     title="Kaplan, joint in parameters and data",
     formula="L = ((Nc / N)^(alpha_N / alpha_D) + Dc / D)^alpha_D",
@@ -35,6 +55,7 @@ LAW = Law(
     ),
     needs=("n", "d"),
     curve=curve,
+    path=path,
     references={
         "kaplan_2020": Reference(
             {"Nc": 6.4e13, "Dc": 1.8e13, "alpha_N": 0.076, "alpha_D": 0.103},
