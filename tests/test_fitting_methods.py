@@ -73,7 +73,7 @@ def test_computes_where_an_end_wins_do_not_bend_the_envelope(noise):
 @pytest.mark.parametrize(
     ("sizes", "said"),
     [
-        (1, "1 sizes"),
+        (1, "1 size .7e"),
         (2, "2 sizes .7e.07, 8.78e.07.*below the smallest"),
         (3, "needs 3"),
     ],

@@ -174,7 +174,7 @@ def _refuse(found: _Envelope, log_n: Array) -> None:
     sizes = np.unique(log_n)
     if len(sizes) < SIZES:
         raise ValueError(
-            f"approach1 has {len(sizes)} sizes ("
+            f"approach1 has {len(sizes)} size{'s' if len(sizes) > 1 else ''} ("
             f"{', '.join(f'{np.exp(each):.3g}' for each in sizes)}): the best one may "
             "lie below the smallest or above the largest at every compute; it needs "
             "runs of five sizes or more over the same computes"
