@@ -57,7 +57,7 @@ class Fitting:
     resample: Literal["case", "parametric"] = "case"
     """Draw rows again, or the fit with noise."""
     interval: float = 0.95
-    """Share of the bootstrap inside an interval."""
+    """Share of what may be inside an interval, of the bootstrap and of the profile."""
     seed: int = 0
     """Of the bootstrap."""
 

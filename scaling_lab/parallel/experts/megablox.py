@@ -52,7 +52,7 @@ def grouped(
 
     def product(x_CD: Array, key: str) -> Array:
         with jax.named_scope(told):
-            result = _product(interpret, x_CD, weights[key], size_E)
+            result: Array = _product(interpret, x_CD, weights[key], size_E)
         return named(result, key, name)
 
     # A row of no group holds whatever the kernel leaves there.
