@@ -117,8 +117,8 @@ def _ours(run: Run, compiled: dict[str, Any]) -> dict[str, Any]:
     """Our program's seconds: on paper, and by the compiler where it was asked."""
     blank = {"layout": None, "our_seconds": None, "our_ratio": None}
     if run.config is None:
-        compiled = ("compiled_seconds", "compiled_ratio", "needed_bytes", "hbm_bytes")
-        empty: dict[str, Any] = dict.fromkeys(compiled)
+        names = ("compiled_seconds", "compiled_ratio", "needed_bytes", "hbm_bytes")
+        empty: dict[str, Any] = dict.fromkeys(names)
         return {**blank, **empty, "differs": run.differs}
     seconds = float(predict(points_of([run.config])).step_seconds[0])
     record = compiled.get(run.config.id)

@@ -228,7 +228,8 @@ def _text(found: dict[str, Any]) -> str:
         f"{'MFU, %':20} {'published':>9} {'predicted':>9} {'ratio':>6} "
         f"{'its kind':>9} {'ours':>6} {'compiled':>9}   predicted best",
     ]
-    for row in found["rows"]:
+    rows = found["rows"]
+    for row in rows:
         kind = f"{row['winner_mfu']:.1f}" if row["winner_mfu"] else "–"
         own = f"{row['compiled_mfu']:.1f}" if row["compiled_mfu"] else "–"
         own += "!" if row["compiled_fits"] is False else " "
@@ -241,8 +242,13 @@ def _text(found: dict[str, Any]) -> str:
         "its kind: the best predicted among layouts of the kind that won there; "
         "!: does not fit, as compiled"
     )
-    near = [row["ratio"] for row in found["rows"] if row["nodes"] <= 32]
+    near = [row["ratio"] for row in rows if row["nodes"] <= 32]
     lines.append(f"to 32 nodes: {kept.error_text(kept.errors(near))}")
+    own = [row["compiled_mfu"] / row["our_mfu"] for row in rows if row["compiled_mfu"]]
+    close = sum(abs(ratio - 1) <= 0.1 for ratio in own)
+    lines.append(
+        f"ours: {close} of {len(own)} compiled within 10 % of their prediction"
+    )
     lines.append("off by more than 15 %:")
     for words in (FEW, HALF, TIGHT):
         names = [row["name"] for row in found["rows"] if row["why"] == words]

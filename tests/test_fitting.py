@@ -12,6 +12,7 @@ import pytest
 import scaling_lab as lab
 from scaling_lab.record import RunRecord, append
 from scaling_lab.studies import laws
+from scaling_lab.studies.fitting import reading
 
 TRUE = laws.law("chinchilla").references["besiroglu_2024"].values
 
@@ -409,6 +410,21 @@ def test_tables_are_read_by_their_own_separator(separator, decimal, tmp_path):
     found = lab.fit(path, bootstrap=0)
     assert found.points.y == pytest.approx(table.loss)
     assert found.points.columns["n"] == pytest.approx(table.params)
+
+
+@pytest.mark.parametrize(
+    ("text", "params"),
+    [
+        ("params;tokens;loss\n1,971;106.52;2.29\n", 1971.0),
+        ("params\ttokens (all, seen)\tloss (nats, held out)\n1971\t2\t3\n", 1971.0),
+        ("params,tokens,loss\n1971,2,3,\n", 1971.0),
+    ],
+)
+def test_what_else_a_separator_may_be_is_not_taken_for_one(text, params, tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text(text)
+    table, ours = reading.read(path)
+    assert not ours and reading.numeric(table["params"], "params") == [params]
 
 
 @pytest.mark.parametrize("content", [b"", b'params,loss\n"1,2\n', b"\xff\xfen\x00"])

@@ -147,6 +147,14 @@ def test_a_budget_of_three_sizes_has_the_noise_of_the_others():
     assert any("2 budgets have 3 points" in each for each in found.warnings)
 
 
+def test_noise_is_as_wide_whatever_weights_are_counted_in():
+    table = pd.concat([isoflop(3, (6e18, 6e20)), isoflop(9, (3e19, 1e20))])
+    plain = lab.fit(table, law="isoflop", bootstrap=60)
+    table["sigma"] = 0.01
+    weighed = lab.fit(table, law="isoflop", bootstrap=60, weight_column="sigma:sigma")
+    assert weighed.exponent("a") == pytest.approx(plain.exponent("a"), abs=1e-6)
+
+
 # --- Kaplan's law
 
 

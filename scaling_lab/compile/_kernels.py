@@ -56,7 +56,8 @@ def elements(instruction: Instruction) -> int:
         return told
     largest = max(_shapes.arrays(instruction.shape), key=lambda array: array.elements)
     rows, room = _rows(instruction)
-    return largest.elements * rows // room if room in largest.dims else largest.elements
+    of_rows = len(largest.dims) == 2 and largest.dims[0] == room
+    return largest.elements * rows // room if of_rows else largest.elements
 
 
 def _rows(instruction: Instruction) -> tuple[int, int]:

@@ -104,7 +104,7 @@ def write(path: Path, content: str) -> None:
 
 
 def write_all(contents: Mapping[Path, str]) -> None:
-    """Writes small text files: every one, or where one cannot be written none.
+    """Writes small text files: every one, or where one has no place none.
 
     Raises:
       OSError: of the file that cannot be written.
@@ -134,6 +134,9 @@ def _written_aside(path: Path, content: str) -> Path:
     except OSError as error:
         making.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error
+    except BaseException:
+        making.unlink(missing_ok=True)
+        raise
     return making
 
 

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
 from scaling_lab.parallel.experts.products import (
     Expert,
@@ -80,6 +79,9 @@ _product.defvjp(_forward, _backward)
 
 def _of_weights(interpret: bool, x_CD: Array, d_CF: Array, size_E: Array) -> Array:
     """Each expert's sum of its rows' outer products, in the rows' dtype."""
+    # Experimental in JAX, and of no use without a TPU.
+    from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
+
     missing = -x_CD.shape[0] % ROWS
     x_CD, d_CF = (jnp.pad(a, ((0, missing), (0, 0))) for a in (x_CD, d_CF))
     tile = (ROWS, _side(x_CD.shape[1]), _side(d_CF.shape[1]))

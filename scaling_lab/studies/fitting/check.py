@@ -24,7 +24,7 @@ def refuse(points: Points, law: Law, free: tuple[str, ...]) -> list[str]:
         apart.
     """
     warnings = refuse_units(points, law)
-    _enough(points, free)
+    _enough(points, law, free)
     _apart(points, law, free)
     return warnings
 
@@ -106,7 +106,7 @@ def _tokens(points: Points) -> list[str]:
         )
         raise ValueError(
             f"tokens are {ratio:.2g} times the parameters in the middle row, and in "
-            f"{odd.sum()} of {len(points)} rows are in another unit than that: rows "
+            f"{odd.sum()} of {len(points)} rows look as if in another unit: rows "
             f"{rows}{' …' if odd.sum() > 4 else ''}; mend them, or leave them out "
             "with --where"
         )
@@ -131,9 +131,10 @@ def _losses(points: Points) -> list[str]:
     return [odd] if middle > 20 else []
 
 
-def _enough(points: Points, free: tuple[str, ...]) -> None:
+def _enough(points: Points, law: Law, free: tuple[str, ...]) -> None:
     # Runs again of one point tell its noise, and no more of the curve.
-    distinct = len(np.unique(np.column_stack([*points.columns.values()]), axis=0))
+    used = [points.columns[role] for role in law.needs if role in points.columns]
+    distinct = len(np.unique(np.column_stack(used), axis=0))
     if distinct < len(free) + 1:
         raise ValueError(
             f"{distinct} different points for {len(free)} parameters "

@@ -20,7 +20,7 @@ import numpy as np
 
 from scaling_lab.studies import laws
 from scaling_lab.studies.fitting import check
-from scaling_lab.studies.fitting.groups import chained
+from scaling_lab.studies.fitting.groups import within
 from scaling_lab.studies.fitting.options import Options
 from scaling_lab.studies.fitting.result import Fit, Optimum
 from scaling_lab.studies.fitting.table import Points
@@ -117,7 +117,7 @@ def _curves(points: Points) -> tuple[Array, Array, Array]:
     n, log_y = points.columns["n"], np.log(points.y)
     log_c = np.log(points.columns["c"])
     if not _are_curves(points):
-        groups = chained(log_c, SAME)
+        groups = within(log_c, SAME)
         table = np.full((len(n), len(groups)), np.nan)
         for place, group in enumerate(groups):
             # A cheaper point's loss is to be had at more compute too.

@@ -31,6 +31,17 @@ def chained(logs: Array, apart: float) -> list[Array]:
     return np.split(order, cuts)
 
 
+def within(logs: Array, span: float) -> list[Array]:
+    """Places of what lies within ``span`` of its group's least, the least first."""
+    order = np.argsort(logs, kind="stable")
+    starts, first = [], -np.inf
+    for place, value in enumerate(logs[order]):
+        if value - first > span:
+            starts.append(place)
+            first = value
+    return np.split(order, starts[1:])
+
+
 def distinct(c: Array, groups: list[Array]) -> list[bool]:
     """Of every group whether it can be one budget: narrow, and apart from the next.
 

@@ -56,7 +56,9 @@ def refits(points: Points, found: list[Parabola], options: Options) -> Any:
         weight = np.broadcast_to(points.weight[places], (count, size))
         xs = [np.log(points.columns[role][places]) for role in ("n", "d")]
         if size <= LEAST_POINTS:
-            drawn = _with_noise(xs, y, weight, spread, random)
+            # The spread is of points of weight 1.
+            noise = spread / np.sqrt(points.weight[places])
+            drawn = _with_noise(xs, y, weight, noise, random)
         elif options.resample == "case":
             weight = weight * random.multinomial(size, np.full(size, 1 / size), count)
             drawn = [bent(x, y, weight)[0] for x in xs]
@@ -73,7 +75,7 @@ def refits(points: Points, found: list[Parabola], options: Options) -> Any:
 
 
 def _with_noise(
-    xs: list[Array], y: Array, weight: Array, spread: float | None, random: Any
+    xs: list[Array], y: Array, weight: Array, spread: Array | None, random: Any
 ) -> list[Array]:
     """Optima of the parabolas with noise, as wide as their residuals if not told."""
     found = []

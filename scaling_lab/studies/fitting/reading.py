@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import operator
 import re
@@ -79,16 +80,22 @@ def read(data: Any) -> tuple[pd.DataFrame, bool]:
 
 
 def _separated(path: Path) -> pd.DataFrame:
-    """A table of text, by the separator that its first line has most of.
+    """A table of text, by the tab or the separator that its first line has most of.
 
-    Where that is a semicolon, commas are points of decimals.
+    Where that is a semicolon, commas are points of decimals unless points are.
     """
-    with path.open(encoding="utf-8-sig") as file:
-        first = next((line for line in file if line.strip()), "")
+    text = path.read_text("utf-8-sig")
+    first = next((line for line in text.splitlines() if line.strip()), "")
     plain = re.sub(r'"[^"]*"', "", first)
-    separator = max(",;\t|", key=plain.count)
-    decimal = "," if separator == ";" else "."
-    return pd.read_csv(path, sep=separator, decimal=decimal, encoding="utf-8-sig")
+    separator = "\t" if "\t" in plain else max(",;|", key=plain.count)
+    points = separator != ";" or re.search(r"\d\.\d", text)
+    # A separator at the end of every row makes no column of the first one's names.
+    return pd.read_csv(
+        io.StringIO(text),
+        sep=separator,
+        decimal="." if points else ",",
+        index_col=False,
+    )
 
 
 def _is_records(path: Path) -> bool:

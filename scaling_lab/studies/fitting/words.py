@@ -171,7 +171,7 @@ def _least(fit: Fit) -> list[str]:
 def _values(fit: Fit) -> list[str]:
     """One line a parameter: value, bootstrap, profile."""
     ranges = fit.ranges()
-    share = f"{fit.interval:.0%}"
+    share = f"{100 * fit.interval:g}%"
     rows = [["", "value", f"{share} by bootstrap", f"{share} by profile", ""]]
     meaning = {each.name: each.meaning for each in laws.law(fit.law).parameters}
     for name, value in fit.parameters.items():
