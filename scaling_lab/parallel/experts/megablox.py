@@ -15,13 +15,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from scaling_lab.parallel.experts.products import (
-    Expert,
-    Groups,
-    named,
-    precision,
-    ragged,
-)
+from scaling_lab.parallel.experts.products import Expert, Groups, by_groups, ragged
 
 Array = jax.Array
 
@@ -43,25 +37,20 @@ def grouped(
     """`Grouped` in 16 bits with float32 sums; `ragged` in float32."""
     if groups.rows_CD.dtype == jnp.float32:
         return ragged(expert, groups, weights, name)
-    rows_CD, size_E = groups.rows_CD, groups.size_E
-    held_C1 = (jnp.arange(rows_CD.shape[0]) < jnp.sum(size_E))[:, None]
-
     # The kernels go over the rows that come; this is how `compile` knows how many.
-    told = f"rows_{groups.mean}_of_{rows_CD.shape[0]}"
+    told = f"rows_{groups.mean}_of_{groups.rows_CD.shape[0]}"
 
-    def product(x_CD: Array, key: str) -> Array:
+    def multiply(x_CD: Array, weight_EDF: Array, size_E: Array) -> Array:
         with jax.named_scope(told):
-            result: Array = _product(interpret, x_CD, weights[key], size_E)
-        return named(result, key, name)
+            return _product(interpret, x_CD, weight_EDF, size_E)
 
-    # A row of no group holds whatever the kernel leaves there.
-    return jnp.where(held_C1, expert(product, rows_CD), 0)
+    return ragged(expert, groups, weights, name, multiply)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _product(interpret: bool, x_CD: Array, weight_EDF: Array, size_E: Array) -> Array:
     del interpret
-    return jax.lax.ragged_dot(x_CD, weight_EDF, size_E, precision=precision(x_CD))
+    return by_groups(x_CD, weight_EDF, size_E)
 
 
 def _forward(interpret, x_CD, weight_EDF, size_E):

@@ -52,22 +52,29 @@ def named(result: Array, key: str, name: str) -> Array:
     return checkpoint_name(result, f"{name}/{dims.stem(key)}")
 
 
+def by_groups(x_CD: Array, weight_EDF: Array, size_E: Array) -> Array:
+    """By `jax.lax.ragged_dot`: by groups on a TPU, densely over a device's experts on a
+    CPU and, as of jax 0.10, on a GPU."""
+    return jax.lax.ragged_dot(x_CD, weight_EDF, size_E, precision=precision(x_CD))
+
+
 def ragged(
     expert: Expert,
     groups: Groups,
     weights: Mapping[str, Array],
     name: str,
+    multiply: Callable[[Array, Array, Array], Array] = by_groups,
 ) -> Array:
-    """By `jax.lax.ragged_dot`: by groups on a TPU, densely over a device's experts on a
-    CPU and, as of jax 0.10, on a GPU."""
+    """All rows in one product.
+
+    Args:
+      multiply: ``(x_CD, weight_EDF, size_E) -> CF``.
+    """
     rows_CD, size_E = groups.rows_CD, groups.size_E
     held_C1 = (jnp.arange(rows_CD.shape[0]) < jnp.sum(size_E))[:, None]
 
     def product(x_CD: Array, key: str) -> Array:
-        result = jax.lax.ragged_dot(
-            x_CD, weights[key], size_E, precision=precision(x_CD)
-        )
-        return named(result, key, name)
+        return named(multiply(x_CD, weights[key], size_E), key, name)
 
     # A row of no group holds whatever the backend leaves there.
     return jnp.where(held_C1, expert(product, rows_CD), 0)
