@@ -30,7 +30,7 @@ class Spending:
         for name in ("days", "serve_efficiency", "price", "watts"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name}={value}: must be a number above 0")
+                raise ValueError(f"{name}={value}: must be above 0")
         if self.serve_tokens < 0:
             raise ValueError(f"serve_tokens={self.serve_tokens}: must not be negative")
 
