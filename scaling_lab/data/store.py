@@ -112,7 +112,14 @@ def write_all(contents: Mapping[Path, str]) -> None:
     made: dict[Path, Path] = {}
     try:
         for path, content in contents.items():
-            made[path] = _written_aside(path, content)
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            made[path] = _fresh(path.parent)
+            try:
+                _write_through(made[path], content)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from error
         for path, making in made.items():
             os.replace(making, path)
     finally:
@@ -120,24 +127,12 @@ def write_all(contents: Mapping[Path, str]) -> None:
             making.unlink(missing_ok=True)
 
 
-def _written_aside(path: Path, content: str) -> Path:
-    """A file of some content beside a path that it can take."""
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    making = _fresh(path.parent)
-    try:
-        with making.open("w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        making.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    except BaseException:
-        making.unlink(missing_ok=True)
-        raise
-    return making
+def _write_through(path: Path, content: str) -> None:
+    """Writes a text file to the disk itself."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def text_folder(cache: Path, digest: str) -> Path:
