@@ -41,16 +41,14 @@ MECHANISMS: dict[str, tuple[str, str, int, int]] = {
     "ring of experts": ("mixtral", "expert=8+ring_of_experts", 1, 1),
     "places of experts": ("mixtral", "expert=8+capacity", 1, 1),
     "stages": ("llama", "stage=2,fsdp=4", 2, 4),
+    "stages, gathered once": ("llama", "stage=2,fsdp=4+gather_once", 2, 4),
     "stages, interleaved": ("llama", "stage=2,fsdp=4+interleaved=2", 4, 4),
     "stages, alternating": ("llama", "stage=2,fsdp=4+1f1b", 2, 4),
     "stages, zero bubble": ("llama", "stage=2,fsdp=4+zero_bubble", 2, 4),
 }
 SIZES = {"llama": "8b", "mixtral": "8x7b"}
 #: What is moved that nobody asked for, by (target, mechanism).
-WHY: dict[tuple[str, str], str] = {
-    ("h100:1x8", "weights gathered once"): "with everything made again a layer keeps "
-    "its input alone, so its weights are gathered again all the same",
-}
+WHY: dict[tuple[str, str], str] = {}
 
 
 def config_of(mechanism: str, target: str) -> lab.RunConfig:

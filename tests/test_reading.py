@@ -71,15 +71,9 @@ def test_nothing_is_resharded_that_a_layout_does_not_imply(name, family, tiny):
         ("fsdp=4,tensor=2+sequence", "full"),
         ("data=4,tensor=2+zero1", "save:attention/attend"),
         ("fsdp=8+gather_once", "none"),
-        pytest.param(
-            "fsdp=8+gather_once",
-            "full",
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="remat full keeps a block's input alone, so what gather_once "
-                "says is kept is gathered again in the backward pass",
-            ),
-        ),
+        ("fsdp=8+gather_once", "full"),
+        ("fsdp=8+gather_once", "save:attention/attend"),
+        ("fsdp=8+gather_once", "recompute:ffn/gate,ffn/up"),
     ],
 )
 def test_nor_one_that_is_composed(text, remat, tiny):
@@ -104,6 +98,25 @@ def test_nor_one_that_is_composed(text, remat, tiny):
 def test_nor_over_a_divided_sequence(text, remat, tiny):
     column = column_of(config_of(tiny, layouts.parse(text), remat=remat))
     assert column["unasked"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("turns", ["", "+1f1b", "+zero_bubble"])
+def test_a_stage_gathers_once_for_all_its_ticks(turns, tiny):
+    """However many there are; by layer it would gather at every one."""
+    layout = layouts.parse(f"stage=2,fsdp=4+gather_once{turns}")
+
+    def gathered(microbatches):
+        config = config_of(tiny, layout, accumulate=microbatches)
+        column = column_of(config)
+        assert column["unasked"] == []
+        return sum(
+            row["bytes"]
+            for row in column["collectives"]
+            if row["kind"] == "all-gather" and row["verb"] not in ("head", "final_norm")
+        )
+
+    assert 0 < gathered(4) == gathered(2)
 
 
 def test_a_verb_that_gathers_its_batch_is_found(tiny):

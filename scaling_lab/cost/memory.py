@@ -15,7 +15,7 @@ import numpy as np
 
 from scaling_lab.cost import activations, pipelines
 from scaling_lab.cost.points import REMATS, SCHEDULES, Points
-from scaling_lab.cost.shapes import alternates, is_schedule
+from scaling_lab.cost.shapes import alternates, gathers_by_step, is_schedule
 
 #: Logits of one device that exist at a time (`parallel.cross_entropy.KEEP_ELEMENTS`).
 LOGIT_ELEMENTS = 2**26
@@ -269,7 +269,8 @@ def _temporary(points: Points, weights: Weights, kept: Array) -> Array:
     gathered = (rests > 1) | wider
     # What is gathered once is kept from one pass to the other.
     layers = np.where(points.gathers > 1, LAYERS_IN_USE, fullest(points))
-    in_use = np.where(gathered, layers * weights.in_layer * narrow, 0.0)
+    as_used = np.where(gathers_by_step(points), points.param_bytes, narrow)
+    in_use = np.where(gathered, layers * weights.in_layer * as_used, 0.0)
     ends = np.where(gathered, weights.ends * narrow, 0.0)
     tokens = tokens_in_use(points)
     made = activations.made_bytes(points)

@@ -101,6 +101,11 @@ def alternates(p: Points) -> Column:
     return 1.0 * ((p.lockstep > 0) & (p.stage > 1) & turns)
 
 
+def gathers_by_step(p: Points) -> Column:
+    """Where a stage of ours gathers its weights once, for all microbatches."""
+    return (p.lockstep > 0) & (p.stage > 1) & (p.gathers < 2)
+
+
 def is_remat(p: Points, name: str) -> Column:
     """Where the remat policy is the one of that name."""
     return p.remat == REMATS.index(name)

@@ -46,18 +46,28 @@ def of_parameter(
         apart = tuple(axis for axis in apart if axis != "stage")
     uses = _whole_uses(config, layout, name)
     if apart and uses:
-        itemsize = jnp.dtype(config.arithmetic).itemsize
-        again = layout.gather == "layer" and letters.startswith("L")
-        uses = 2 + alternates(layout) if again else uses
-        times = mechanisms.times(config, layout, letters[0] == "L") * uses
-        size = elements * itemsize // layout.over(used)
-        why = "gathered where it is used" + (f", {uses} times" if again else "")
+        times, dtype, why = _gathers(config, layout, letters[0] == "L", uses)
+        size = elements * jnp.dtype(dtype).itemsize // layout.over(used)
         yield Implied("all-gather", apart, round(times * size), why)
     updated = layout.spec("optimizer", letters, name)
     apart = _missing(updated, stored)
     if apart:
         size = elements * jnp.dtype(config.parameters).itemsize // layout.over(stored)
         yield Implied("all-gather", apart, size, "updated where its state rests")
+
+
+def _gathers(
+    config: RunConfig, layout: Layout, is_layer: bool, uses: int
+) -> tuple[float, str, str]:
+    """How often a step gathers a weight that so many verbs use, as what, and why."""
+    stages = stages_of(layout)
+    if is_layer and stages > 1 and layout.gather == "step":
+        # As it rests, since the gradients of all ticks add up to it in that precision.
+        return 1 / stages, config.parameters, "gathered before a stage's first tick"
+    again = is_layer and layout.gather == "layer"
+    uses = 2 + alternates(layout) if again else uses
+    why = "gathered where it is used" + (f", {uses} times" if again else "")
+    return mechanisms.times(config, layout, is_layer) * uses, config.arithmetic, why
 
 
 def of_gradient(

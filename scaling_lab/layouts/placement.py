@@ -221,7 +221,9 @@ class Placement(Moves):
         auxes, after = [], []
         for segment, segment_cache in zip(segments, caches, strict=True):
             block = functools.partial(segment.block, self)
-            if self.remat == "full" and cache is None and not self.unroll:
+            gathered = self.gathers(segment.params)
+            inputs_alone = self.remat == "full" and gathered != "step"
+            if inputs_alone and cache is None and not self.unroll:
                 x_BTD, aux, left = stack.scan_inputs(
                     block, segment, x_BTD, per_batch, self._rest
                 )
@@ -229,7 +231,7 @@ class Placement(Moves):
                 block = stack.remat(
                     block,
                     stack.with_residual(self.remat, self.residual),
-                    regather=self.mesh is not None and self.gathers(segment.params),
+                    regather=gathered == "layer",
                 )
                 x_BTD, aux, left = run(block, segment, x_BTD, per_batch, segment_cache)
             auxes.append(aux)

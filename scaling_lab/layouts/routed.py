@@ -7,7 +7,7 @@ from typing import Any
 
 from scaling_lab import dims
 from scaling_lab.layouts.tables import Layout, Spec
-from scaling_lab.parallel import experts, stack
+from scaling_lab.parallel import experts
 from scaling_lab.parallel.experts.routing import Tokens
 
 
@@ -44,7 +44,6 @@ def places(
     batch, length = layout.spec("acts", "BT")
     out = layout.spec("acts", "BTD", name)[1]
     more, inner = out[len(length) :], layout.spec("acts", "F")[0]
-    gathers = layout.gather == "layer"
     return experts.Places(
         mesh=mesh,
         tokens=Tokens(batch, length),
@@ -54,7 +53,6 @@ def places(
         more=more if more == inner else (),
         rests=rests,
         used=used,
-        kept=stack.GATHERED if gathers else "",
     )
 
 

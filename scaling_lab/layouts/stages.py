@@ -198,12 +198,24 @@ def within_stage(place: Any, copies: int = 1) -> Any:
     )
 
 
+def _gathered(inner: Any) -> Any:
+    """The same where weights come gathered, once for all ticks: ``+gather_once``.
+
+    Their gradients are reduced at every tick all the same, and rest where they did.
+    """
+    layout = inner.layout
+    if layout.gather == "layer":
+        return inner
+    whole = {"params": layout.acts, "grads": layout.table("grads")}
+    return dataclasses.replace(inner, layout=dataclasses.replace(layout, **whole))
+
+
 def _staged(place: Any, segment: Segment, copies: int) -> _Staged:
-    inner = within_stage(place, copies)
+    inner = _gathered(within_stage(place, copies))
     plan = _plan(place, inner, segment.params, copies)
     policy = stack.with_residual(place.remat, place.residual)
     block = functools.partial(segment.block, inner)
-    block = stack.remat(block, policy, regather=inner.gathers(segment.params))
+    block = stack.remat(block, policy, regather=bool(inner.gathers(segment.params)))
 
     def arranged(params: Any) -> dict[str, Array]:
         return {

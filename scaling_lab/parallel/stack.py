@@ -36,8 +36,8 @@ def remat(block: Block, policy: str, *, regather: bool) -> Block:
       policy: ``none`` keeps everything, ``full`` keeps the block's input alone,
         ``save:a,b`` keeps the outputs of those verbs, ``recompute:a,b`` keeps
         everything but those, ``offload:a,b`` keeps theirs in the host's memory.
-      regather: gathered weights are not kept: the backward pass gathers them again
-        (ZeRO-3, Rajbhandari et al. 2020, section 5.3).
+      regather: the backward pass gathers weights again (ZeRO-3, Rajbhandari et al.
+        2020, section 5.3); else gathered ones are kept, whatever the policy.
 
     Raises:
       ValueError: unknown policy.
@@ -45,8 +45,8 @@ def remat(block: Block, policy: str, *, regather: bool) -> Block:
     kind = policies.parse(policy).kind
     if kind == "none" and not regather:
         return block
-    chosen = _chosen(policy, dropped=(GATHERED,) if regather else ())
-    return jax.checkpoint(block, policy=chosen)
+    what = "dropped" if regather else "also"
+    return jax.checkpoint(block, policy=_chosen(policy, **{what: (GATHERED,)}))
 
 
 def of_chunk(policy: str) -> Callable[..., Any]:

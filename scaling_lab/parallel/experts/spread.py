@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
+from scaling_lab.parallel import stack
 from scaling_lab.parallel.experts import routing as routes
 from scaling_lab.parallel.experts.all_to_all import all_to_all
 from scaling_lab.parallel.experts.capacity import capacity
@@ -56,7 +57,6 @@ class Places:
       more: axes that T is divided over besides, of what goes out.
       rests: for every weight the axes of each dim at rest. used: the same in use,
         each the first of those at rest.
-      kept: `checkpoint_name` of a gathered weight; empty where it has none.
     """
 
     mesh: Any = None
@@ -66,7 +66,6 @@ class Places:
     more: Axes = ()
     rests: Mapping[str, Spec] = dataclasses.field(default_factory=dict)
     used: Mapping[str, Spec] = dataclasses.field(default_factory=dict)
-    kept: str = ""
 
     def size(self, axes: Axes) -> int:
         """Into how many parts some axes divide."""
@@ -189,7 +188,7 @@ def _used(places: Places, key: str, weight: Array) -> Array:
     if not any(apart):
         return weight
     whole: Any = _whole(weight, apart)
-    return checkpoint_name(whole, places.kept) if places.kept else whole
+    return checkpoint_name(whole, stack.GATHERED)
 
 
 def _apart(places: Places, key: str) -> Spec:
