@@ -69,13 +69,34 @@ def resting(state):
     return [(leaf.sharding, leaf.ndim) for leaf in jax.tree.leaves(state)]
 
 
-class Trained:
-    """Three steps of a config, on the host, and the program that made them."""
+#: First states on the host, by what they depend on; a layout only places them.
+DRAWN = {}
 
-    def __init__(self, config, batches):
+
+def begun(program):
+    """A run's first state, drawn once for all layouts: to compile a draw takes long."""
+    config = program.config
+    key = (config.model, config.seed, config.parameters, config.mup, config.optimizer)
+    if not reads_gradients(config):  # blocks of 8-bit moments are of the layout
+        return program.init()
+    if key not in DRAWN:
+        state = program.init()
+        DRAWN[key] = on_host(state)
+        return state
+    return jax.device_put(DRAWN[key], program.shardings)
+
+
+class Trained:
+    """Three steps of a config, on the host, and the program that made them.
+
+    Args:
+      draws: the run draws its first state itself, whoever has drawn the same before.
+    """
+
+    def __init__(self, config, batches, draws=False):
         self.config = config
         self.program = program = train.make_program(config)
-        state = program.init()
+        state = program.init() if draws else begun(program)
         self.before = dims.leaves(on_host(state.params))
         self.rested = resting(state)
         self.metrics = []
