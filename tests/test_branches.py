@@ -56,9 +56,9 @@ def test_branches_are_the_runs_that_stand_alone(runs, tmp_path, cache):
         told, wanted = found.measured, alone.measured
         assert told["loss"]["steps"] == wanted["loss"]["steps"]
         np.testing.assert_array_equal(told["loss"]["values"], wanted["loss"]["values"])
-        told, wanted = told["held_out"], wanted["held_out"]
-        assert told["batches"] == wanted["batches"]
-        assert told["final"] == pytest.approx(wanted["final"], rel=1e-6)
+        kept_out, wanted_out = told["held_out"], wanted["held_out"]
+        assert kept_out["batches"] == wanted_out["batches"]
+        assert kept_out["final"] == pytest.approx(wanted_out["final"], rel=1e-6)
         kind = found.provenance["host"]["device_kind"]
         assert kind == alone.provenance["host"]["device_kind"]
         # Every part of a trunk, and a branch, has first steps that do not count.
