@@ -80,7 +80,7 @@ LARGE = [
         ),
         model=dataclasses.replace(lab.model("llama", "1b"), L=8),
     )
-    for layout in ("fsdp=16", *(f"stage=4,fsdp=4{word}" for word in WORDS))
+    for layout in ("fsdp=16", *(f"stage=4,fsdp=4{w}" for w in (*WORDS, "+gather_once")))
 ]
 CONFIGS = [*SMALL, *LARGE]
 #: Model, target, sequences, length, gigabits per second of one node's network.

@@ -119,6 +119,31 @@ def test_a_stage_gathers_once_for_all_its_ticks(turns, tiny):
     assert 0 < gathered(4) == gathered(2)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "text"),
+    [
+        ("mixtral", "stage=2,fsdp=4+gather_once"),
+        ("llama", "stage=2,data=2,fsdp=2+gather_once"),
+    ],
+)
+def test_gradients_of_what_is_gathered_once_are_divided(family, text, tiny):
+    config = config_of(tiny, layouts.parse(text), family, accumulate=4)
+    column = column_of(config)
+    assert column["unasked"] == []
+    moved = dict.fromkeys(("reduce-scatter", "all-reduce"), 0)
+    for row in column["collectives"]:
+        if row["kind"] in moved and row["axes"] == ["fsdp"]:
+            moved[row["kind"]] += row["bytes"]
+    assert moved["all-reduce"] < moved["reduce-scatter"] / 10
+
+
+def test_on_explicit_axes_weights_are_gathered_once(tiny):
+    layout = layouts.parse("fsdp=8+gather_once")
+    column = column_of(config_of(tiny, layout, remat="full", axis_type="explicit"))
+    assert column["unasked"] == []
+
+
 def test_a_verb_that_gathers_its_batch_is_found(tiny):
     """ffn/gate is computed for the whole batch on every device: nobody asked."""
     asked = config_of(tiny, named("fsdp"))

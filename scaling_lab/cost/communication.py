@@ -7,7 +7,7 @@ import numpy as np
 from scaling_lab.cost.activations import is_stack
 from scaling_lab.cost.efficiencies import Calibration
 from scaling_lab.cost.points import Points
-from scaling_lab.cost.shapes import Column, Shapes, alternates, gathers_by_step
+from scaling_lab.cost.shapes import Column, Shapes, gathers
 
 #: Seconds to start a ring, and of each of its hops within the scale-up network and
 #: out of it: NCCL's tuning model (src/graph/tuning.cc, rings, protocol Simple), and on
@@ -146,16 +146,15 @@ class Wires:
         from a copy inside the node, and reduces 4-bit gradients.
         """
         p = self.p
-        by_step = gathers_by_step(p)
-        wires = np.where(by_step, p.param_bytes / p.microbatches, p.gathered_bytes)
-        once = self.collective(axis, size, held * wires)
+        once = self.collective(axis, size, held * p.gathered_bytes)
         members = np.clip(np.floor(p.scale_up / self.stride[axis]), 1, size)
         near = held * 2 * (members - 1) / members / self.link
         again = np.where(p.near_again > 0, near, once)
         wide = np.where(np.isnan(p.reduced_bytes), p.grad_bytes, p.reduced_bytes)
+        times = gathers(p)
         traffic = (
-            once
-            + np.where(by_step, 0.0, p.gathers - 1 + alternates(p)) * again
+            np.minimum(times, 1) * once
+            + np.maximum(times - 1, 0) * again
             + self.collective(axis, size, held * wide)
         )
         return np.where(p.zero_stage >= 3, traffic, 0.0)

@@ -110,7 +110,7 @@ def _parameters(config: RunConfig, layout: Layout) -> Iterator[Row]:
             leaf.shape,
             placement_text(letters, stored),
             size // layout.over(stored),
-            tuple(traffic.of_parameter(config, layout, name, leaf.size)),
+            tuple(traffic.of_parameter(config, layout, path, leaf.size)),
         )
         yield Row(
             "gradient",

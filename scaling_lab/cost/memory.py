@@ -15,7 +15,7 @@ import numpy as np
 
 from scaling_lab.cost import activations, pipelines
 from scaling_lab.cost.points import REMATS, SCHEDULES, Points
-from scaling_lab.cost.shapes import alternates, gathers_by_step, is_schedule
+from scaling_lab.cost.shapes import alternates, are_stages, is_schedule, keeps_gathered
 
 #: Logits of one device that exist at a time (`parallel.cross_entropy.KEEP_ELEMENTS`).
 LOGIT_ELEMENTS = 2**26
@@ -228,8 +228,7 @@ def _passing(points: Points, tokens: Array) -> Array:
     inputs = np.where(alternates(points) > 0, 2 * points.stage - 1, 0)
     later = activations.apart_bytes(points) * tokens * fullest(points) * points.stage
     later = np.where(is_schedule(points, "zero_bubble"), later, 0.0)
-    ours = (points.lockstep > 0) & (points.stage > 1)
-    return np.where(ours, one * (ends + inputs) + later, 0.0)
+    return np.where(are_stages(points), one * (ends + inputs) + later, 0.0)
 
 
 def kept_per_token(points: Points) -> Array:
@@ -267,9 +266,13 @@ def _temporary(points: Points, weights: Weights, kept: Array) -> Array:
     narrow = activations.itemsize(points)
     wider = narrow < points.param_bytes
     gathered = (rests > 1) | wider
-    # What is gathered once is kept from one pass to the other.
-    layers = np.where(points.gathers > 1, LAYERS_IN_USE, fullest(points))
-    as_used = np.where(gathers_by_step(points), points.param_bytes, narrow)
+    # What is gathered once is kept from one pass to the other; stages hold it as it
+    # rests, and a chunk of it cast.
+    kept_whole = keeps_gathered(points) & (rests > 1)
+    layers = np.where(kept_whole, fullest(points), LAYERS_IN_USE)
+    cast = np.where(wider, narrow, 0.0)
+    staged = kept_whole & are_stages(points)
+    as_used = np.where(staged, points.param_bytes + cast, narrow)
     in_use = np.where(gathered, layers * weights.in_layer * as_used, 0.0)
     ends = np.where(gathered, weights.ends * narrow, 0.0)
     tokens = tokens_in_use(points)

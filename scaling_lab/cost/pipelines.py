@@ -13,7 +13,7 @@ import numpy as np
 
 from scaling_lab.cost.communication import Wires
 from scaling_lab.cost.points import Points
-from scaling_lab.cost.shapes import Column, is_schedule
+from scaling_lab.cost.shapes import Column, are_stages, is_schedule, keeps_gathered
 
 
 def ticks(p: Points) -> Column:
@@ -81,7 +81,7 @@ def reduced(p: Points, wires: Wires, held: Column) -> Column:
     late = is_schedule(p, "zero_bubble") | (p.zero_stage == 2) | (p.n_experts > 0)
     payload = held * (np.where(late, whole * passes, 2 * p.grad_bytes) + handed_back)
     ours = wires.collective("data", p.data, payload)
-    return np.where((p.lockstep > 0) & (p.stage > 1), ours, once)
+    return np.where(are_stages(p), ours, once)
 
 
 def rearranged(p: Points) -> Column:
@@ -90,7 +90,13 @@ def rearranged(p: Points) -> Column:
     So they do where a stage has several chunks, or stages differ in layers.
     """
     moved = (p.virtual_stages > 1) | (p.layers % p.stage != 0)
-    return 1.0 * ((p.lockstep > 0) & (p.stage > 1) & moved)
+    return 1.0 * (are_stages(p) & moved)
+
+
+def gathered(p: Points, wires: Wires, held: Column) -> Column:
+    """Seconds in which a stage's parameters are gathered, before its first tick."""
+    once = are_stages(p) & keeps_gathered(p) & (p.zero_stage >= 3)
+    return wires.collective("fsdp", p.fsdp, once * held * p.param_bytes)
 
 
 def brought(p: Points, wires: Wires, held: Column) -> Column:

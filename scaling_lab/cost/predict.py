@@ -191,7 +191,8 @@ def parts_of(points: Points, eff: Calibration) -> Parts:
             "context": blocks * context,
             "fsdp": blocks * fsdp,
             "stage": pipelines.handed_on(p, wires)
-            + pipelines.brought(p, wires, updated),
+            + pipelines.brought(p, wires, updated)
+            + pipelines.gathered(p, wires, held),
             "data": data,
             "host": blocks * host,
         },

@@ -98,12 +98,24 @@ def is_schedule(p: Points, name: str) -> Column:
 def alternates(p: Points) -> Column:
     """1 where our stages go forward and backward in turn, else 0."""
     turns = is_schedule(p, "1f1b") | is_schedule(p, "zero_bubble")
-    return 1.0 * ((p.lockstep > 0) & (p.stage > 1) & turns)
+    return 1.0 * (are_stages(p) & turns)
 
 
-def gathers_by_step(p: Points) -> Column:
-    """Where a stage of ours gathers its weights once, for all microbatches."""
-    return (p.lockstep > 0) & (p.stage > 1) & (p.gathers < 2)
+def are_stages(p: Points) -> Column:
+    """Where layers are in stages of ours."""
+    return (p.lockstep > 0) & (p.stage > 1)
+
+
+def keeps_gathered(p: Points) -> Column:
+    """Where gathered weights are kept: of stages, not those that have experts."""
+    return (p.gathers < 2) & ~(are_stages(p) & (p.n_experts > 0))
+
+
+def gathers(p: Points) -> Column:
+    """How often a microbatch gathers what ``fsdp`` divides; stages may for all once."""
+    kept = keeps_gathered(p)
+    again = np.where(kept, 1.0, np.maximum(p.gathers, 2.0)) + alternates(p)
+    return np.where(kept & are_stages(p), 0.0, again)
 
 
 def is_remat(p: Points, name: str) -> Column:

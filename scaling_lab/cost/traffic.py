@@ -32,9 +32,10 @@ from scaling_lab.parallel.pipeline import REPLICAS
 
 
 def of_parameter(
-    config: RunConfig, layout: Layout, name: str, elements: int
+    config: RunConfig, layout: Layout, path: str, elements: int
 ) -> Iterator[Implied]:
     """A stored weight to where it is used, and an updated one to where it is stored."""
+    name = path.rpartition("/")[2]
     letters = dims.letters(name)
     stored = layout.spec("params", letters, name)
     used = layout.spec("acts", letters.removeprefix("L"), name)
@@ -46,7 +47,7 @@ def of_parameter(
         apart = tuple(axis for axis in apart if axis != "stage")
     uses = _whole_uses(config, layout, name)
     if apart and uses:
-        times, dtype, why = _gathers(config, layout, letters[0] == "L", uses)
+        times, dtype, why = _gathers(config, layout, path, uses)
         size = elements * jnp.dtype(dtype).itemsize // layout.over(used)
         yield Implied("all-gather", apart, round(times * size), why)
     updated = layout.spec("optimizer", letters, name)
@@ -57,14 +58,19 @@ def of_parameter(
 
 
 def _gathers(
-    config: RunConfig, layout: Layout, is_layer: bool, uses: int
+    config: RunConfig, layout: Layout, path: str, uses: int
 ) -> tuple[float, str, str]:
     """How often a step gathers a weight that so many verbs use, as what, and why."""
-    stages = stages_of(layout)
-    if is_layer and stages > 1 and layout.gather == "step":
-        # As it rests, since the gradients of all ticks add up to it in that precision.
-        return 1 / stages, config.parameters, "gathered before a stage's first tick"
-    again = is_layer and layout.gather == "layer"
+    run, _, name = path.rpartition("/")
+    letters = dims.letters(name)
+    is_layer, staged = letters[0] == "L", stages_of(layout) > 1
+    once = layout.gather == "step" and not (staged and letters.startswith("LE"))
+    if is_layer and staged and once:
+        # As it rests, since gradients of all ticks add up to it in that precision; a
+        # TPU's compiler casts it before it moves.
+        share = _share_of_layers(config.abstract_params[run], layout)
+        return share, config.parameters, "gathered before a stage's first tick"
+    again = is_layer and not once
     uses = 2 + alternates(layout) if again else uses
     why = "gathered where it is used" + (f", {uses} times" if again else "")
     return mechanisms.times(config, layout, is_layer) * uses, config.arithmetic, why

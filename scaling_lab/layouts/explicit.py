@@ -39,12 +39,6 @@ class ExplicitPlacement(Placement):
             return self._constrain(equations.contract(equation, operands), out)
         return equations.contract(equation, operands, out_sharding=sharding)
 
-    def _use(
-        self, weight: Array, letters: str, name: str, used: Spec | None = None
-    ) -> Array:
-        used = self.layout.spec("acts", letters, name) if used is None else used
-        return self._constrain(weight.astype(self.compute), used)
-
     def _brought(self, weight: Array, used: Spec, reduced: Spec) -> Array:
         # Here a gradient's sharding is its weight's by type; the train step reduces it
         # to the `grads` table, so nothing is decided twice.

@@ -36,7 +36,7 @@ MODIFIERS: dict[str, str] = {
     "sequence": "activations between blocks divided by position over tensor",
     "zero1": "optimizer state divided over data (and context)",
     "zero2": "gradients and optimizer state divided over data (and context)",
-    "gather_once": "gathered weights kept for the backward pass",
+    "gather_once": "gathered weights kept for the backward pass, by a stage for a step",
     "ring": "keys and values go round context, instead of being gathered",
     "ulysses": "over context positions are exchanged for heads while attention runs",
     "all_to_all": "rows go to the devices of their experts, which is what expert does",

@@ -193,7 +193,9 @@ class Placement(Moves):
         with jax.named_scope(name):
             places = routed.places(self.layout, self.mesh, weights, name)
             router = jax.tree.map(
-                lambda a: self._constrain(jnp.asarray(a), ((),) * a.ndim),
+                lambda a: checkpoint_name(
+                    self._constrain(jnp.asarray(a), ((),) * a.ndim), stack.GATHERED
+                ),
                 (router_DE, bias_E),
             )
             rested = {

@@ -198,20 +198,27 @@ def within_stage(place: Any, copies: int = 1) -> Any:
     )
 
 
-def _gathered(inner: Any) -> Any:
+def _gathered(inner: Any, params: Mapping[str, Any]) -> Any:
     """The same where weights come gathered, once for all ticks: ``+gather_once``.
 
     Their gradients are reduced at every tick all the same, and rest where they did.
+    Not so experts: what they gather by hand, and scatter going back, are their own.
     """
     layout = inner.layout
     if layout.gather == "layer":
         return inner
-    whole = {"params": layout.acts, "grads": layout.table("grads")}
-    return dataclasses.replace(inner, layout=dataclasses.replace(layout, **whole))
+    rests = dict(layout.acts)
+    for name in params:
+        letters = dims.letters(name).removeprefix("L")
+        if letters[0] == "E":
+            spec = layout.spec("params", letters, name)
+            rests[letters] = dict(zip(letters, spec, strict=True))
+    layout = dataclasses.replace(layout, params=rests, grads=layout.table("grads"))
+    return dataclasses.replace(inner, layout=layout)
 
 
 def _staged(place: Any, segment: Segment, copies: int) -> _Staged:
-    inner = _gathered(within_stage(place, copies))
+    inner = _gathered(within_stage(place, copies), segment.params)
     plan = _plan(place, inner, segment.params, copies)
     policy = stack.with_residual(place.remat, place.residual)
     block = functools.partial(segment.block, inner)
@@ -277,4 +284,6 @@ def _arranged(
     layers, *rest = place.layout.spec("grads", letters, name)
     rests = NamedSharding(plan.mesh, partition((layers, (), (), *rest)))
     array = gather(chunks.arrange(plan, array), used, rests)
-    return pipeline.copied(plan, gather(array, used, adds_up), used.spec)
+    array = pipeline.copied(plan, gather(array, used, adds_up))
+    specs = (pipeline.copies(plan, each.spec) for each in (used, adds_up))
+    return gather(array, *(NamedSharding(plan.mesh, spec) for spec in specs))

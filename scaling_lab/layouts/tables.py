@@ -36,7 +36,9 @@ class Layout:
       grads: where a gradient is reduced to; default `params`.
       optimizer: where optimizer state rests; default `params`.
       gather: ``layer`` gathers a stored weight where it is used and again in the
-        backward pass; ``step`` keeps what it gathered.
+        backward pass; ``step`` keeps what it gathered. A pipeline's stage then gathers
+        its weights before its first microbatch and holds them, as they rest, to the
+        last; experts it gathers by layer all the same.
       bind: verb -> the mechanism that does it, where that is not the verb's first
         (`grammar.MECHANISMS`): ``{"attend": "ring"}``.
       name: what people call it; not part of its identity.

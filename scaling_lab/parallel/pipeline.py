@@ -138,17 +138,15 @@ def on_replicas(
     return jax.vmap(stage, (0, None, None, 0, 0), spmd_axis_name=REPLICAS)
 
 
-def copied(plan: Plan, array: Array, spec: PartitionSpec) -> Array:
-    """An arranged weight ``(Z, v, …)`` as ``(Z, R, v, …)``, each copy where it is used.
+def copied(plan: Plan, array: Array) -> Array:
+    """An arranged weight ``(Z, v, …)`` as ``(Z, R, v, …)``, to be put where it is used.
 
     Going back, this is where the copies' gradients are summed.
     """
     if plan.replicas == 1:
         return array
     shape = (array.shape[0], plan.replicas, *array.shape[1:])
-    every = jnp.broadcast_to(array[:, None], shape)
-    sharding = NamedSharding(plan.mesh, copies(plan, spec))
-    return jax.lax.with_sharding_constraint(every, sharding)
+    return jnp.broadcast_to(array[:, None], shape)
 
 
 def copies(plan: Plan, spec: PartitionSpec) -> PartitionSpec:
