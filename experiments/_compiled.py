@@ -131,6 +131,11 @@ def say(
     print(json.dumps(found, indent=1) if as_json else text(found))
 
 
+def key(asked: dict[str, Any]) -> str:
+    """What was asked of a run, whatever text it was then read from."""
+    return json.dumps({**asked, "data": None}, sort_keys=True)
+
+
 def learned(found: record.RunRecord) -> record.RunRecord:
     """The record of a run with what it learned, and nothing of its time and memory."""
     measured = found.measured or {}

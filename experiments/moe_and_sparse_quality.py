@@ -31,6 +31,7 @@ import jax
 import numpy as np
 
 import scaling_lab as lab
+from experiments._compiled import key
 from scaling_lab import cost, models, record
 from scaling_lab.cli.sweep import run_configs
 from scaling_lab.config import PRECISIONS, RunConfig, with_data
@@ -174,12 +175,12 @@ def answer(
       seconds: of a step of every row.
     """
     by_id = {row.id: row for row in found}
-    by_asked = {_key(row.asked["config"]): row for row in found}
+    by_asked = {key(row.asked["config"]): row for row in found}
     table = []
     for name, (model, words) in ROWS.items():
         own = [config_of(model, seed, **words) for seed in SEEDS]
         done = [
-            by_id.get(config.id) or by_asked.get(_key(config.to_json()))
+            by_id.get(config.id) or by_asked.get(key(config.to_json()))
             for config in own
         ]
         done = [row for row in done if row is not None]
@@ -201,14 +202,9 @@ def answer(
         )
     for row in table:
         row["worse_by"] = row["bits_per_byte"] - table[0]["bits_per_byte"]
-        for key in ("flops_per_token", "processor_seconds"):
-            row[f"{key}_ratio"] = row[key] / table[0][key]
+        for spent in ("flops_per_token", "processor_seconds"):
+            row[f"{spent}_ratio"] = row[spent] / table[0][spent]
     return table
-
-
-def _key(asked: dict[str, Any]) -> str:
-    """What was asked, whatever text it was then read from."""
-    return json.dumps({**asked, "data": None}, sort_keys=True)
 
 
 def text(table: list[dict[str, Any]]) -> str:

@@ -146,6 +146,16 @@ def test_every_case_that_was_trained_is_as_on_one_device():
         assert all(row[name] <= bound for name, bound in table.BOUNDS.items()), row
 
 
+def test_low_precision_learns_as_float32_does():
+    table = load("low_precision_curves")
+    rows = {row["mode"]: row for row in table.curves()}
+    assert rows.keys() == table.MODES.keys()
+    spread = rows["float32"]["spread"]
+    for row in rows.values():
+        assert row["seeds"] == len(table.SEEDS)
+        assert abs(row["from_float32"]) < 3 * spread, row
+
+
 def test_mechanisms_move_what_their_layouts_imply():
     """But for those that say why not; and no collective stands in a branch."""
     table = load("mechanisms_compiled")
