@@ -96,7 +96,7 @@ def rearranged(p: Points) -> Column:
 def gathered(p: Points, wires: Wires, held: Column) -> Column:
     """Seconds in which a stage's parameters are gathered, before its first tick."""
     once = are_stages(p) & keeps_gathered(p) & (p.zero_stage >= 3)
-    return wires.collective("fsdp", p.fsdp, once * held * p.param_bytes)
+    return once * wires.collective("fsdp", p.fsdp, held * p.param_bytes)
 
 
 def brought(p: Points, wires: Wires, held: Column) -> Column:
