@@ -30,6 +30,13 @@ def refused(config, said, devices=None, kind=ValueError):
 # --- Identity
 
 
+def test_a_layout_of_ones_own_is_taken_as_it_is():
+    own = Layout({"fsdp": 8}, params={"D": "fsdp"}, acts={"B": "fsdp"}, name="mine")
+    config = configure("llama", "toy", own, "cpu:8")
+    validate(config)
+    assert config.layout is own
+
+
 def test_id_is_of_what_changes_a_run():
     config = run_of()
     assert re.fullmatch("[0-9a-f]{16}", config.id)

@@ -10,7 +10,7 @@ from scaling_lab import models
 from scaling_lab.config.run import RunConfig
 from scaling_lab.data import DataConfig, load
 from scaling_lab.hardware import Target, parse_target
-from scaling_lab.layouts import parse
+from scaling_lab.layouts import Layout, parse
 from scaling_lab.names import one_of
 from scaling_lab.optimizers import OptimizerConfig
 from scaling_lab.parallel.sight import Sight
@@ -32,7 +32,7 @@ VOCABULARY_MULTIPLE = 128
 def configure(
     family: str = "llama",
     size: str = "toy",
-    layout: str = "fsdp",
+    layout: str | Layout = "fsdp",
     target: str = "local",
     *,
     devices: int | None = None,
@@ -42,7 +42,8 @@ def configure(
 
     Args:
       family, size: of the model (``scaling-lab models`` lists them).
-      layout: axes with sizes and modifiers, or a layout file's name.
+      layout: axes with sizes and modifiers, a layout file's name, or tables of one's
+        own.
       target: ``cpu:8``, ``tpu-v5p:4x4x4``, ``h100:8x8`` or ``local``.
       devices: of a local target; sizes a layout given by name alone.
       words: fields of `RunConfig` and `OptimizerConfig`; ``optimizer`` is a name,
@@ -77,7 +78,7 @@ def configure(
         given["steps"] = _steps(given)
     return RunConfig(
         model=model,
-        layout=parse(layout, count),
+        layout=layout if isinstance(layout, Layout) else parse(layout, count),
         target=target,
         optimizer=_optimizer(given),
         data=_data(given),
