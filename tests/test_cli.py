@@ -274,9 +274,9 @@ def test_an_interrupt_exits_130(call, monkeypatch):
     assert code == 130 and "what was finished is on disk" in err
 
 
-def test_an_experiment_takes_two_options(monkeypatch, capsys, tmp_path):
+def test_an_experiment_takes_two_options_and_tells_them(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    for words, code in ((["--dry-run"], 0), (["--dry"], 2)):
+    for words, code in ((["--dry-run"], 0), (["--dry"], 2), (["--help"], 0)):
         monkeypatch.setattr(sys, "argv", ["experiment", *words])
         with pytest.raises(SystemExit) as ended:
             cli_sweep.main_of([config_of()], "runs/x")

@@ -251,6 +251,9 @@ def _duration(seconds: float) -> str:
 def main_of(configs: list[Any], out: str) -> None:
     """The ``main`` of an experiment: its configs as a sweep, into ``runs/<name>``."""
     words_ = sys.argv[1:]
+    if {"-h", "--help"} & set(words_):
+        print(sys.modules["__main__"].__doc__)
+        raise SystemExit(0)
     unknown = [word for word in words_ if word not in ("--dry-run", "--json")]
     if unknown:
         print(f"unknown option {unknown[0]}; there are --dry-run, --json")
