@@ -4,7 +4,7 @@ Run:     python -m experiments.mechanisms_compiled [--compile] [--only h100] [--
 Takes:   a second from results/; with --compile, for what is not there, five minutes of
          two CPU cores for the GPU and half an hour for the TPU.
 Expect:  every mechanism compiles for both, and none is resharded where its layout does
-         not imply it (``unasked`` is 0) but where WHY says what and why.
+         not imply it (``unasked`` is 0).
 
 Widths are true (Llama 8B, Mixtral 8x7B), layers as few as the mechanism needs, eight
 chips. Nothing here has run. Collectives that stand in branches of a conditional, which
@@ -47,8 +47,6 @@ MECHANISMS: dict[str, tuple[str, str, int, int]] = {
     "stages, zero bubble": ("llama", "stage=2,fsdp=4+zero_bubble", 2, 4),
 }
 SIZES = {"llama": "8b", "mixtral": "8x7b"}
-#: What is moved that nobody asked for, by (target, mechanism).
-WHY: dict[tuple[str, str], str] = {}
 
 
 def config_of(mechanism: str, target: str) -> lab.RunConfig:
@@ -139,7 +137,6 @@ def answer(found: dict[str, Any]) -> dict[str, Any]:
                 "unasked": extra,
                 "in_branches": column.get("in_branches"),
                 "compile_seconds": column.get("compile_seconds"),
-                "why": WHY.get((target, mechanism)),
             }
         )
     return {"rows": rows}
@@ -169,7 +166,6 @@ def text(found: dict[str, Any]) -> str:
         ]
         branches = len(row["in_branches"] or ())
         lines.append(f"{start}{' '.join(cells)} {branches:11}  {said}")
-        lines += [f"    {row['why']}"] if row["why"] else []
     return "\n".join(lines)
 
 

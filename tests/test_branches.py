@@ -1,6 +1,9 @@
 """Cooldowns that share a trunk leave what each run would have left alone."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -46,7 +49,13 @@ def test_a_cooldown_starts_where_its_schedule_bends():
         assert (rates[start + 1 :] < 0.999 * config.learning_rate).all()
 
 
-def test_branches_are_the_runs_that_stand_alone(runs, tmp_path, cache):
+def test_branches_are_the_runs_that_stand_alone(request, runs, tmp_path, cache):
+    """To the bit, by XLA's default emitters: the tests' round two programs apart."""
+    if os.environ.get("XLA_FLAGS"):
+        again = [sys.executable, "-m", "pytest", "-q", request.node.nodeid]
+        plain = os.environ | {"XLA_FLAGS": ""}
+        subprocess.run(again, check=True, env=plain, cwd=request.config.rootpath)
+        return
     done = run_branches(runs[::-1], tmp_path, cache_dir=cache)
     assert [row.status for row in done.records] == ["ok", "ok"], done.records[0].reason
     assert [row.asked["steps"] for row in done.records] == [16, 10]
@@ -56,9 +65,7 @@ def test_branches_are_the_runs_that_stand_alone(runs, tmp_path, cache):
         told, wanted = found.measured, alone.measured
         assert told["loss"]["steps"] == wanted["loss"]["steps"]
         np.testing.assert_array_equal(told["loss"]["values"], wanted["loss"]["values"])
-        kept_out, wanted_out = told["held_out"], wanted["held_out"]
-        assert kept_out["batches"] == wanted_out["batches"]
-        assert kept_out["final"] == pytest.approx(wanted_out["final"], rel=1e-6)
+        assert told["held_out"] == wanted["held_out"]
         kind = found.provenance["host"]["device_kind"]
         assert kind == alone.provenance["host"]["device_kind"]
         # Every part of a trunk, and a branch, has first steps that do not count.

@@ -21,6 +21,7 @@ from scaling_lab.layouts import (
     Layout,
     Spec,
     alternates,
+    gathers_by_hand,
     independent,
     makes_later,
     stages_of,
@@ -64,7 +65,7 @@ def _gathers(
     run, _, name = path.rpartition("/")
     letters = dims.letters(name)
     is_layer, staged = letters[0] == "L", stages_of(layout) > 1
-    once = layout.gather == "step" and not (staged and letters.startswith("LE"))
+    once = layout.gather == "step" and not (staged and gathers_by_hand(letters))
     if is_layer and staged and once:
         # As it rests, since gradients of all ticks add up to it in that precision; a
         # TPU's compiler casts it before it moves.

@@ -52,6 +52,11 @@ def makes_later(layout: Layout) -> bool:
     return layout.mechanism("stack", "") == "zero_bubble"
 
 
+def gathers_by_hand(letters: str) -> bool:
+    """Whether a layer gathers a weight of these dims itself, as experts do."""
+    return letters.removeprefix("L").startswith("E")
+
+
 def fit_stages(layout: Layout, depths: Sequence[int], vocabulary: int) -> Layout:
     """The layout with its layers resting where they can.
 
@@ -210,7 +215,7 @@ def _gathered(inner: Any, params: Mapping[str, Any]) -> Any:
     rests = dict(layout.acts)
     for name in params:
         letters = dims.letters(name).removeprefix("L")
-        if letters[0] == "E":
+        if gathers_by_hand(letters):
             spec = layout.spec("params", letters, name)
             rests[letters] = dict(zip(letters, spec, strict=True))
     layout = dataclasses.replace(layout, params=rests, grads=layout.table("grads"))
@@ -284,6 +289,6 @@ def _arranged(
     layers, *rest = place.layout.spec("grads", letters, name)
     rests = NamedSharding(plan.mesh, partition((layers, (), (), *rest)))
     array = gather(chunks.arrange(plan, array), used, rests)
-    array = pipeline.copied(plan, gather(array, used, adds_up))
     specs = (pipeline.copies(plan, each.spec) for each in (used, adds_up))
-    return gather(array, *(NamedSharding(plan.mesh, spec) for spec in specs))
+    places = (NamedSharding(plan.mesh, spec) for spec in specs)
+    return gather(pipeline.copied(plan, array), *places)

@@ -45,8 +45,9 @@ def remat(block: Block, policy: str, *, regather: bool) -> Block:
     kind = policies.parse(policy).kind
     if kind == "none" and not regather:
         return block
-    what = "dropped" if regather else "also"
-    return jax.checkpoint(block, policy=_chosen(policy, **{what: (GATHERED,)}))
+    if regather:
+        return jax.checkpoint(block, policy=_chosen(policy, dropped=(GATHERED,)))
+    return jax.checkpoint(block, policy=_chosen(policy, also=(GATHERED,)))
 
 
 def of_chunk(policy: str) -> Callable[..., Any]:
