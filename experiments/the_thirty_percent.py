@@ -84,9 +84,9 @@ class Compiled:
         return list(best.values())[:LEADERS]
 
     def faster(self, config: lab.RunConfig, trial: lab.RunConfig) -> lab.RunConfig:
-        """The trial if its step fits and is faster."""
+        """The trial if its step fits and is no slower."""
         now, then = (self.row(each, ask=False) for each in (config, trial))
-        won = now and then and then["step_seconds"] < now["step_seconds"]
+        won = now and then and then["step_seconds"] <= now["step_seconds"]
         return trial if won else config
 
 
