@@ -180,6 +180,33 @@ def test_imported_records_are_sent_to_their_table(call, tmp_path):
     assert "2 timed records" in said and "the table they came from" in said
 
 
+def test_records_of_one_chip_leave_every_other_as_it_was(call, tmp_path):
+    mine, again = tmp_path / "mine.json", tmp_path / "again.json"
+    code, _, said = call("calibrate", RECORDS, "--out", mine)
+    assert code == 0 and "rows of cpu" in said
+    kept = json.loads(calibrations.FROZEN.read_text("utf-8"))["efficiencies"]
+    written = json.loads(mine.read_text("utf-8"))
+    assert written["efficiencies"] == kept and set(written["own"]) == {"cpu"}
+
+    def said_of(target, layout, *more):
+        words = f"--size 8b --target {target} --layout {layout} --batch 128 --json"
+        code, out, said = call("predict", *words.split(), *more)
+        assert code in (0, 1), said
+        return json.loads(out)
+
+    own = ("--calibration", mine)
+    for target in ("h100:8x8", "tpu-v5p:4x4x4"):
+        assert said_of(target, "fsdp=64", *own) == said_of(target, "fsdp=64")
+    here = said_of("cpu:8", "fsdp=8", *own)
+    assert here["step_seconds"] > 1.5 * said_of("cpu:8", "fsdp=8")["step_seconds"]
+    assert call("calibrate", RECORDS, "--out", again, *own)[0] == 0
+    names = [
+        line["name"]
+        for line in json.loads(again.read_text())["own"]["cpu"]["efficiencies"]
+    ]
+    assert len(names) == len(set(names))
+
+
 def test_half_of_a_sweep_predicts_the_other(tmp_path):
     """Calibrated on alternate records of a CPU's sweep: within 10 % in the median."""
     rows = [r for r in record.read(RECORDS) if seconds_of(r) is not None]

@@ -134,8 +134,9 @@ def calibrate(
         scaling-lab calibrate runs/a --out mine.json
         scaling-lab calibrate published_runs.csv --out efficiencies.json
 
-    Records refine the efficiencies that come with the lab (or those of --calibration);
-    a table replaces them.
+    Records refine the efficiencies that come with the lab (or those of --calibration)
+    for the chips they ran on, and leave every other chip's as they are; a table
+    replaces them all.
 
     Args:
         records: What a sweep wrote to, or a table with step_seconds.
@@ -147,14 +148,17 @@ def calibrate(
     start = calibrations.read(calibration) if calibration else None
     if records.suffix == ".csv":
         found = calibrating.from_table(records, start)
+        made = f"{records.name}: {found.what}"
+        calibrations.write(out, found.fit, found.half_width, made, found.rows)
     else:
         found = calibrating.from_records(records, start)
-    made = f"{records.name}: {found.what}"
-    calibrations.write(out, found.fit, found.half_width, made, found.rows)
+        made = f"{records.name}: {found.what}"
+        calibrations.write_own(out, found, made, calibration or calibrations.FROZEN)
+    of = f" of {', '.join(found.chips)}" if found.chips else ""
     residuals = np.abs(np.expm1(found.fit.residuals))
     Console(stderr=True, highlight=False).print(
-        f"{len(found.rows)} rows, median error of the fit {np.median(residuals):.1%}: "
-        f"{out}",
+        f"{len(found.rows)} rows{of}, median error of the fit "
+        f"{np.median(residuals):.1%}: {out}",
         soft_wrap=True,
     )
     return 0

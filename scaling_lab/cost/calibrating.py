@@ -27,12 +27,17 @@ _FOLDS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Calibrated:
-    """A fit, its interval, the names of its rows, and what they are."""
+    """A fit, its interval, the names of its rows, and what they are.
+
+    Attributes:
+      chips: those that the rows speak of alone; none where they speak of all.
+    """
 
     fit: Fit
     half_width: float
     rows: list[str]
     what: str
+    chips: tuple[str, ...] = ()
 
 
 def repository(source: str) -> str:
@@ -71,9 +76,11 @@ def from_table(path: str | Path, start: Calibration | None = None) -> Calibrated
 
 
 def from_records(path: str | Path, start: Calibration | None = None) -> Calibrated:
-    """Fits the finished, measured records of a folder.
+    """Fits the finished, measured records of a folder, for the chips they ran on.
 
-    Records that were imported, and so lack a config of ours, are left out.
+    Every other chip keeps the efficiencies of ``start`` (the lab's own by default): a
+    CPU's launches say nothing of a GPU's. Records that were imported, and so lack a
+    config of ours, are left out.
 
     Raises:
       ValueError: none has a measured step time, or none says its config.
@@ -89,14 +96,20 @@ def from_records(path: str | Path, start: Calibration | None = None) -> Calibrat
         )
     seconds = np.array([seconds_of(r) for r in kept], float)
     points, start = points_of_records(kept), start or calibrations.frozen()
-    found = fit(points, seconds, start=start, tight=_OWN)
-    width = start.half_width
+    chips = tuple(sorted({str(chip) for chip in points.chip}))
+    near = start.on(chips)
+    found = fit(points, seconds, start=near, tight=_OWN)
+    width = near.half_width
     if len(kept) > 1:
         folds = np.arange(len(kept)) % min(_FOLDS, len(kept))
         width = half_width(
-            points, seconds, held_out(points, seconds, folds, start, _OWN)
+            points, seconds, held_out(points, seconds, folds, near, _OWN)
         )
-    return Calibrated(found, width, [r.id for r in kept], "measured here")
+    moved = found.calibration.logs
+    own = {c: Calibration(start.on([c]).logs | moved, width) for c in chips}
+    whole = Calibration(start.logs, start.half_width, own=start.own | own)
+    found = dataclasses.replace(found, calibration=whole)
+    return Calibrated(found, width, [r.id for r in kept], "measured here", chips)
 
 
 def points_of_records(records: list[record.RunRecord]) -> Points:

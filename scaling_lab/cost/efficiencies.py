@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -185,18 +185,42 @@ class Calibration:
         logs: Mapping[str, float] | None = None,
         half_width: float = 0.25,
         nudge: tuple[str, float] | None = None,
+        own: Mapping[str, Calibration] | None = None,
     ) -> None:
         self.logs = dict(logs or {})
         #: Half of a dense run's 80 % interval, in the logarithm of its step.
         self.half_width = half_width
+        #: Chips that were measured by themselves, and what holds of each instead.
+        self.own = dict(own or {})
         self._nudge = nudge or ("", 0.0)
 
     def nudged(self, name: str, by: float) -> Calibration:
         """The same with one efficiency's logarithm moved, for every point alike."""
-        return Calibration(self.logs, self.half_width, (name, by))
+        own = {chip: each.nudged(name, by) for chip, each in self.own.items()}
+        return Calibration(self.logs, self.half_width, (name, by), own)
+
+    def on(self, chips: Iterable[str]) -> Calibration:
+        """What holds of some chips, without those of their own that others have."""
+        logs, width = dict(self.logs), self.half_width
+        for each in (self.own[chip] for chip in chips if chip in self.own):
+            logs, width = logs | each.logs, each.half_width
+        return Calibration(logs, width)
 
     def of(self, name: str, points: Points) -> np.ndarray:
         """An efficiency, one value a point."""
+        found = np.exp(self._log(name, points))
+        for chip, own in self.own.items():
+            found = np.where(points.chip == chip, own.of(name, points), found)
+        return found
+
+    def widths(self, points: Points) -> np.ndarray:
+        """Half of a dense run's 80 % interval, in the logarithm, one a point."""
+        found = np.full(len(points), self.half_width)
+        for chip, own in self.own.items():
+            found = np.where(points.chip == chip, own.half_width, found)
+        return found
+
+    def _log(self, name: str, points: Points) -> np.ndarray:
         prior = PRIORS[name]
         total = np.full(len(points), self.logs.get(name, np.log(prior.value)))
         if name == self._nudge[0]:
@@ -208,7 +232,7 @@ class Calibration:
                 for x in labels
             ]
             total = total + np.asarray(factors)[inverse]
-        return np.exp(total)
+        return total
 
 
 def levels_of(points: Points, level: str) -> tuple[list[str], np.ndarray]:

@@ -117,7 +117,7 @@ def predict(points: Points, calibration: Calibration | None = None) -> Predictio
     eff = calibration or calibrations.frozen()
     parts = parts_of(points, eff)
     step = parts.step
-    spread = np.exp(eff.half_width * unsure(points))
+    spread = np.exp(eff.widths(points) * unsure(points))
     flops = model_flops(points)
     peak = points.bf16_flops_per_second * points.devices
     return Prediction(
