@@ -962,6 +962,45 @@ def test_what_cannot_be_said_is_named():
     assert "not mapped" in titan.text()
 
 
+@pytest.mark.parametrize("tool", emit.tools())
+def test_what_another_trainer_has_not_is_not_handed_out(tool):
+    """ZeRO-2 beside fsdp, and without it 108 to 139 GB on a device of 81."""
+    asked = question(size="8b", target="h100:4x8", batch=512, length=8192)
+    found = plan.plan(asked, top=12)
+    first = found.choices[0]
+    assert first.mesh == {"data": 16, "fsdp": 2} and first.zero == 2
+    told = emit.best(tool, found)
+    assert not told.refused and told.instead_of.startswith(first.layout)
+    assert f"cannot be said to {tool}: " in told.instead_of
+    assert " of 80.7 GB a device. The best that can is " in told.instead_of
+    assert told.instead_of in told.text() and told.to_json()["instead_of"]
+    fifth = emit.best(tool, found, choose=5)
+    assert found.choices[4].layout == "fsdp=32" and fifth.instead_of is None
+
+
+def test_what_cannot_be_said_and_fit_is_refused():
+    asked = question(
+        size="8b", target="h100:1x8", batch=64, length=8192, axes=("data", "context")
+    )
+    found = plan.plan(asked, top=3)
+    said = r"zero2.* maxtext: ZeRO-2.*needs 135.1 GB of 80.7 GB.* allow more --axes"
+    with pytest.raises(ValueError, match=said):
+        emit.best("maxtext", found)
+    assert emit.best("torchtitan", found).instead_of is None
+
+
+def test_flags_that_keep_more_are_counted_again():
+    """Another trainer's schedule and remat fill memory in other ways."""
+    from scaling_lab.plan.emit._fitting import needed
+
+    asked = question(size="70b", target="h100:8x8", batch=512, length=8192)
+    priced = rank.rank(asked)
+    piped = choice_of(asked, stage=8, schedule=0, policy=1, zero=3, data=1)
+    need = {t: needed(priced, piped, emit.flags(t, asked, piped)) for t in emit.tools()}
+    assert need["maxtext"] > need["torchtitan"] > piped.peak_bytes
+    assert need["megatron"] > piped.peak_bytes
+
+
 def test_maxtext_spans_slices_with_data():
     asked = question(target="tpu-v6e:16x16*2", batch=512)
     choice = choice_of(asked, data=2, fsdp=256)

@@ -59,7 +59,8 @@ class Answer:
     top: int = 12
     """How many layouts to tell."""
     emit: str | None = None
-    """Write the chosen layout as flags of maxtext, megatron or torchtitan."""
+    """Write the chosen layout, or the next best that can be said there and fits, as
+    flags of maxtext, megatron or torchtitan."""
     choose: int = 1
     """Which row --emit writes."""
     smallest: bool = False
@@ -163,12 +164,7 @@ def _tokens(text: str | None) -> float | None:
 def _emit(found: Any, answer: Answer) -> int:
     from scaling_lab.plan import emit
 
-    if not 1 <= answer.choose <= len(found.choices):
-        raise ValueError(
-            f"--choose {answer.choose}: there are {len(found.choices)} rows"
-        )
-    choice = found.choices[answer.choose - 1]
-    flags = emit.flags(answer.emit or "", found.question, choice)
+    flags = emit.best(answer.emit or "", found, answer.choose)
     if answer.json is not None:
         return write(json_.dumps(flags.to_json(), indent=1), answer)
     print(flags.text())

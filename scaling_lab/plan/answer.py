@@ -112,12 +112,12 @@ def answered(ranked: Ranked, top: int) -> Plan:
     groups = ranked.candidates.meshes()
     order = ranked.order()
     best = _first_of_groups(groups, order)[:top]
-    choices = [_choice(ranked, i, best[0], _reason(ranked, i, best[0])) for i in best]
+    choices = [choice_at(ranked, i, best[0], _reason(ranked, i, best[0])) for i in best]
     lightest = _lightest_unfit(ranked, groups, order)[:top]
     return Plan(
         ranked.question,
         tuple(choices),
-        tuple(_choice(ranked, i, i, reasons.of_unfit(ranked, i)) for i in lightest),
+        tuple(choice_at(ranked, i, i, reasons.of_unfit(ranked, i)) for i in lightest),
         ranked,
         top,
     )
@@ -189,7 +189,8 @@ def _of_first(ranked: Ranked, index: int) -> str:
     return f"fastest; beside products it spends most on {name} ({share:.0f} %)"
 
 
-def _choice(ranked: Ranked, index: int, first: int, reason: str) -> Choice:
+def choice_at(ranked: Ranked, index: int, first: int, reason: str = "") -> Choice:
+    """A candidate as a choice; it is tied where its interval meets the first's."""
     prediction, memory = ranked.prediction, ranked.memory
     table = ranked.candidates.table
     count = law.microbatches(

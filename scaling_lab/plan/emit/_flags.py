@@ -15,6 +15,10 @@ class Flags:
       form: how a flag is written, with ``{name}`` and ``{value}``.
       values: name -> value; ``True`` of a switch that takes none.
       unmapped: what of the choice cannot be said, and what is said instead.
+      refused: those of them that make another layout of it.
+      runs: what runs instead, where it fills memory otherwise: ``zero``, ``schedule``,
+        ``remat`` and ``optimizer``, as a plan says them.
+      instead_of: the choice that was asked for, and why this one is written.
     """
 
     tool: str
@@ -22,6 +26,15 @@ class Flags:
     form: str
     values: dict[str, Any] = dataclasses.field(default_factory=dict)
     unmapped: list[str] = dataclasses.field(default_factory=list)
+    refused: list[str] = dataclasses.field(default_factory=list)
+    runs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    instead_of: str | None = None
+
+    def cannot(self, note: str, **runs: Any) -> None:
+        """Notes a part of the layout that the trainer has not, and what runs then."""
+        self.unmapped.append(note)
+        self.refused.append(note)
+        self.runs |= runs
 
     def lines(self) -> list[str]:
         """One flag each."""
@@ -35,6 +48,7 @@ class Flags:
     def text(self) -> str:
         """For a shell: a comment for what is unmapped, then one flag a line."""
         notes = [f"# {self.tool}, flags as in {self.version}"]
+        notes += [f"# {self.instead_of}"] if self.instead_of else []
         notes += [f"# not mapped: {note}" for note in self.unmapped]
         return "\n".join([*notes, " \\\n".join(self.lines())])
 

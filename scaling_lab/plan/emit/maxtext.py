@@ -40,7 +40,7 @@ def emit(question: Question, choice: Choice) -> Flags:
         flags.values["shard_optimizer_over_data"] = True
     elif choice.zero == 2:
         flags.values["shard_optimizer_over_data"] = True
-        flags.unmapped.append("ZeRO-2's divided gradients; ZeRO-1 is asked instead")
+        flags.cannot("ZeRO-2's divided gradients; ZeRO-1 is asked instead", zero=1)
     if question.optimizer != "adamw":
         flags.unmapped.append(f"optimizer {question.optimizer}; set opt_type yourself")
     if question.precision in _PRECISIONS:
@@ -106,7 +106,7 @@ def _mesh(question: Question, choice: Choice, flags: Flags) -> None:
         inside[axis], outside[axis] = inside[axis] // taken, taken
         slices //= taken
     if slices > 1:
-        flags.unmapped.append(
+        flags.cannot(
             f"{slices} slices are left over: no axis of data, stage or fsdp spans them"
         )
     for axis, size in inside.items():
@@ -127,7 +127,7 @@ def _batch(question: Question, choice: Choice, flags: Flags) -> None:
     parts = choice.mesh["stage"] * pieces
     layers = -(-question.shape.layers // parts)
     if layers * parts != question.shape.layers:
-        flags.unmapped.append(
+        flags.cannot(
             f"{question.shape.layers} layers over {parts} unequal parts; MaxText wants "
             f"equal ones, so pad to {layers * parts} layers or choose another row"
         )
@@ -139,6 +139,7 @@ def _batch(question: Question, choice: Choice, flags: Flags) -> None:
         f"schedule {choice.schedule}; MaxText has one, circular, that holds all "
         "microbatches as GPipe does"
     )
+    flags.runs["schedule"] = "gpipe"
 
 
 def _remat(choice: Choice, flags: Flags) -> None:

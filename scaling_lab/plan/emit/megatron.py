@@ -14,6 +14,11 @@ VERSION = "NVIDIA/Megatron-LM megatron/training/arguments.py at 307dcf37"
 
 _STRATEGIES = {2: "optim_grads", 3: "optim_grads_params"}
 
+#: What is kept where norms and the feed-forward are made again, in our verbs.
+_ATTENTION = (
+    "save:attention/query,attention/key,attention/value,attention/attend,attention/out"
+)
+
 
 def emit(question: Question, choice: Choice) -> Flags:
     """A choice as Megatron-LM's flags."""
@@ -36,6 +41,7 @@ def emit(question: Question, choice: Choice) -> Flags:
         flags.values["optimizer"] = "adam"
     else:
         flags.unmapped.append(f"optimizer {question.optimizer}; adam is the nearest")
+        flags.runs["optimizer"] = "adamw"
     return flags
 
 
@@ -126,7 +132,7 @@ def _state(choice: Choice, flags: Flags) -> None:
         flags.values["num-distributed-optimizer-instances"] = data
         flags.values["outer-dp-sharding-strategy"] = outer
         if choice.zero == 2:
-            flags.unmapped.append("gradients divided over data; only state is")
+            flags.cannot("gradients divided over data; only state is", zero=1)
 
 
 def _remat(choice: Choice, flags: Flags) -> None:
@@ -140,7 +146,10 @@ def _remat(choice: Choice, flags: Flags) -> None:
         }
         return
     saved = choice.remat.partition(":")[2].split(",")
-    modules = ["layernorm"] if "ffn/up" in saved else ["layernorm", "mlp"]
+    products = any(verb.startswith("ffn/") for verb in saved)
+    modules = ["layernorm"] if products else ["layernorm", "mlp"]
+    # Without norms alone a block keeps nearly what it does under remat none.
+    flags.runs["remat"] = "none" if products else _ATTENTION
     flags.values["recompute-granularity"] = "selective"
     flags.values["recompute-modules"] = " ".join(modules)
     flags.unmapped.append(

@@ -12,6 +12,11 @@ from scaling_lab.plan.question import Question
 
 VERSION = "pytorch/torchtitan torchtitan/config/configs.py at 0014ac2c"
 
+#: What `selective` keeps: attention's result and the odd products, in our verbs.
+_SELECTIVE = (
+    "save:attention/query,attention/value,attention/attend,ffn/gate,ffn/down,"
+    "ffn/experts/gate,ffn/experts/down"
+)
 _SCHEDULES = {"1f1b": "1F1B", "gpipe": "GPipe", "interleaved": "Interleaved1F1B"}
 
 
@@ -32,6 +37,7 @@ def emit(question: Question, choice: Choice) -> Flags:
         )
     if question.optimizer != "adamw":
         flags.unmapped.append(f"optimizer {question.optimizer}; AdamW runs instead")
+        flags.runs["optimizer"] = "adamw"
     if question.precision != "bfloat16":
         flags.unmapped.append(
             f"precision {question.precision}; it is a converter of the model's config"
@@ -51,8 +57,8 @@ def _mesh(choice: Choice, flags: Flags) -> None:
         if choice.zero == 1:
             flags.unmapped.append("ZeRO-1; FSDP that never reshards is ZeRO-2")
     elif choice.zero in (1, 2):
-        flags.unmapped.append(
-            f"ZeRO-{choice.zero} over data beside fsdp; data replicates instead"
+        flags.cannot(
+            f"ZeRO-{choice.zero} over data beside fsdp; data replicates instead", zero=3
         )
     flags.values |= {
         "parallelism.data_parallel_replicate_degree": data,
@@ -67,7 +73,7 @@ def _mesh(choice: Choice, flags: Flags) -> None:
         flags.values["parallelism.expert_parallel_degree"] = choice.mesh["expert"]
         inside = choice.mesh.get("tensor", 1) * fsdp * choice.mesh.get("context", 1)
         if inside % choice.mesh["expert"]:
-            flags.unmapped.append("experts over data; torchtitan takes them from fsdp")
+            flags.cannot("experts over data; torchtitan takes them from fsdp")
 
 
 def _pipeline(question: Question, choice: Choice, flags: Flags) -> None:
@@ -101,3 +107,4 @@ def _remat(choice: Choice, flags: Flags) -> None:
         flags.unmapped.append(
             f"remat {choice.remat}; selective saves attention and every other product"
         )
+        flags.runs["remat"] = _SELECTIVE
