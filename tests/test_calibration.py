@@ -13,6 +13,7 @@ from scaling_lab import cli, record
 from scaling_lab.cost import calibrations
 from scaling_lab.cost.calibrating import from_records, points_of_records, seconds_of
 from scaling_lab.cost.predict import predict
+from scaling_lab.cost.published import COLUMNS
 
 RECORDS = Path(__file__).parents[1] / "experiments/results/cpu_calibration.jsonl"
 
@@ -67,6 +68,22 @@ def test_a_table_is_predicted_row_by_row(call, tmp_path):
     assert list(done.prediction_status) == ["ok", "unread"]
     assert done.predicted_step_seconds[0] > 0 and done.predicted_hbm_bytes[0] > 0
     assert not list(out.parent.glob("*.unfinished"))
+
+
+def test_columns_that_are_not_read_are_named(call, tmp_path):
+    runs, out = table(tmp_path / "runs.csv"), tmp_path / "out.csv"
+    said = call("predict", "--runs", runs, "--out", out)[2]
+    assert "columns not read" not in said
+    frame = pd.read_csv(runs).assign(micro_batch=1, note="x")
+    frame.to_csv(runs, index=False)
+    code, printed, said = call("predict", "--runs", runs, "--out", out)
+    assert code == 0 and not printed
+    assert "columns not read: micro_batch, note (--help" in said
+    assert list(pd.read_csv(out).note) == ["x", "x"]
+    again = call("predict", "--runs", out, "--out", tmp_path / "again.csv")[2]
+    assert "columns not read: micro_batch, note (--help" in again
+    told = re.findall(r"\w+", call("predict", "--help")[1])
+    assert not {*COLUMNS, "step_seconds"} - {*told}
 
 
 def test_a_calibration_changes_a_prediction(call, tmp_path):

@@ -27,8 +27,12 @@ def predict(
 ) -> int:
     """Predict step time, memory and efficiency, of one run or of a table of runs.
 
-    A table has the columns of published runs; blanks are filled in, and what was
-    assumed is written beside:
+    A table needs seq_len, global_batch_tokens, hardware and chips. Also read are run,
+    source, framework, model, params, active_params, layers, d_model, n_heads, kv_heads,
+    head_dim, d_ff, mlp, vocab, n_experts, top_k, microbatch_seqs, data, fsdp,
+    zero_stage, tensor, stage, virtual_stages, context, expert, schedule, precision,
+    remat, technique and, to compare with, step_seconds. Blanks are filled in, and what
+    was assumed is written beside; other columns are named and carried along.
 
         scaling-lab predict --runs FILE.csv --out FILE.csv
         scaling-lab predict --size 8b --target h100:8x8 --layout fsdp=64 --batch 128
@@ -53,7 +57,7 @@ def predict(
 
 
 def _table(runs: Path, out: Path, eff: Any) -> int:
-    from scaling_lab.cost.tables import predict_table, read_table
+    from scaling_lab.cost.tables import predict_table, read_table, unread
 
     table = read_table(runs)
     if out.is_dir():
@@ -67,6 +71,9 @@ def _table(runs: Path, out: Path, eff: Any) -> int:
     done.to_csv(unfinished, index=False)
     os.replace(unfinished, out)
     _summary(done, out, say)
+    if names := unread(table):
+        said = f"columns not read: {', '.join(names)} (--help lists those that are)"
+        say.print(said, soft_wrap=True, markup=False)
     return 0
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from scaling_lab.cost.efficiencies import Calibration
 from scaling_lab.cost.predict import predict
-from scaling_lab.cost.published import SURPLUS, read_rows
+from scaling_lab.cost.published import COLUMNS, SURPLUS, read_rows
 
 #: What a prediction adds to a table, in order.
 ADDED = (
@@ -26,6 +26,8 @@ ADDED = (
     "prediction_status",
     "prediction_reason",
 )
+#: What a prediction is compared with.
+MEASURED = "step_seconds"
 _CHUNK = 1000
 
 
@@ -73,6 +75,12 @@ def _headings(names: Sequence[str]) -> list[str]:
             fresh = f"{name}.{count}"
         found.append(fresh)
     return found
+
+
+def unread(table: pd.DataFrame) -> list[str]:
+    """Columns of a table that say nothing to a prediction, nor are its own."""
+    known = {*COLUMNS, *ADDED, SURPLUS, MEASURED}
+    return [name for name in table.columns if name not in known]
 
 
 def predict_table(
