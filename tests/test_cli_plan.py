@@ -46,9 +46,22 @@ def test_json_is_a_ranked_list(call, tmp_path):
         assert row["reason"]
     seconds = [row["step_seconds"] for row in rows]
     assert seconds == sorted(seconds)
-    code, out, _ = call(*SMALL, "--json", "kept/plan.json", "--top", "5")
-    assert (code, out) == (0, "")
-    assert json.loads((tmp_path / "kept" / "plan.json").read_text()) == rows
+    assert json.loads(call(*SMALL, "--top", "5", "--json", "-")[1]) == rows
+
+
+def test_json_in_a_file_leaves_the_table(call, tmp_path):
+    five = (*SMALL, "--top", "5")
+    path = tmp_path / "kept" / "plan.json"
+    plain = call(*five)[1]
+    code, out, err = call(*five, "--json", "kept/plan.json")
+    assert (code, out) == (0, plain) and "written: kept/plan.json" in err
+    assert json.loads(path.read_text()) == json.loads(call(*five, "--json")[1])
+    flags = (*SMALL, "--emit", "megatron")
+    assert call(*flags, "--json", "kept/plan.json")[1] == call(*flags)[1]
+    assert json.loads(path.read_text())["tool"] == "megatron"
+    hours = (*SMALL, "--chip-hours", "1000")
+    assert call(*hours, "--json", "kept/plan.json")[1] == call(*hours)[1]
+    assert {"target", "hours"} <= set(json.loads(path.read_text())[0])
 
 
 def test_a_model_file_prints_its_parameters(call, tmp_path):

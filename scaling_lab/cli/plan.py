@@ -72,7 +72,8 @@ class Answer:
     train_tokens: str | None = None
     """With --chip-hours: tokens to reach (as 2T or 500G, powers of 1024)."""
     json: tuple[Path, ...] | None = None
-    """Print JSON, or write it to a file: a list, the best first."""
+    """Print JSON (a list, the best first) instead of the table, or write it to a file
+    beside it."""
 
 
 def plan(
@@ -165,21 +166,28 @@ def _emit(found: Any, answer: Answer) -> int:
     from scaling_lab.plan import emit
 
     flags = emit.best(answer.emit or "", found, answer.choose)
-    if answer.json is not None:
-        return write(json_.dumps(flags.to_json(), indent=1), answer)
-    print(flags.text())
+    if not printed(flags.to_json(), answer):
+        print(flags.text())
     return 0
 
 
-def write(text: str, answer: Answer) -> int:
-    """Prints JSON, or writes it whole to the file that was named."""
+def printed(data: Any, answer: Answer) -> bool:
+    """Whether JSON was printed and is the answer; a file that is named gets it beside.
+
+    Raises:
+      ValueError: more than one file is named.
+    """
+    from scaling_lab.cli.plan_table import say
     from scaling_lab.data import store
 
-    files = answer.json or ()
-    if len(files) > 1:
-        raise ValueError(f"--json takes one file, not {len(files)}")
-    for path in files:
-        store.write(path, text + "\n")
-    if not files:
+    if answer.json is None:
+        return False
+    if len(answer.json) > 1:
+        raise ValueError(f"--json takes one file, not {len(answer.json)}")
+    text = json_.dumps(data, indent=1)
+    if not answer.json or str(answer.json[0]) == "-":
         print(text)
-    return 0
+        return True
+    store.write(answer.json[0], text + "\n")
+    say(f"written: {answer.json[0]}")
+    return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -26,11 +25,10 @@ def say(text: str) -> None:
 
 def show(found: Plan, answer: Any) -> int:
     """Prints a plan, or its JSON."""
-    from scaling_lab.cli.plan import write
+    from scaling_lab.cli.plan import printed
 
-    if answer.json is not None:
-        rows = [choice.to_json() for choice in found.choices]
-        return write(json_.dumps(rows, indent=1), answer)
+    if printed([choice.to_json() for choice in found.choices], answer):
+        return 0
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=PIPED)
@@ -168,20 +166,20 @@ def _confirmed(found: Plan) -> str:
 
 def budget(found: list[Any], answer: Any) -> int:
     """Prints what a budget of chip-hours buys on every machine."""
-    from scaling_lab.cli.plan import write
+    from scaling_lab.cli.plan import printed
 
-    if answer.json is not None:
-        rows = [
-            {
-                "target": best.target.text,
-                "tokens": best.tokens,
-                "chip_hours": best.chip_hours,
-                "hours": best.hours,
-                **best.choice.to_json(),
-            }
-            for best in found
-        ]
-        return write(json_.dumps(rows, indent=1), answer)
+    rows = [
+        {
+            "target": best.target.text,
+            "tokens": best.tokens,
+            "chip_hours": best.chip_hours,
+            "hours": best.hours,
+            **best.choice.to_json(),
+        }
+        for best in found
+    ]
+    if printed(rows, answer):
+        return 0
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("machine", "layout", "tokens", "chip-hours", "days", "MFU"):
         right = heading not in ("machine", "layout")
