@@ -512,3 +512,9 @@ def test_rates_and_words_are_not_taken_for_counts():
     found = lab.fit(table, bootstrap=0)
     assert found.points.convention["d"] == "column 'tokens'"
     assert found.points.convention["c"] == "column 'budget'"
+
+
+def test_a_path_that_is_not_there_is_said_to_be_missing(call):
+    for path in ("nowhere", "nowhere.csv"):
+        code, _, said = call(f"fit {path}")
+        assert code == 2 and f"{path} does not exist; give a table or a folder" in said

@@ -14,6 +14,7 @@ from scaling_lab import cost, record, studies
 from scaling_lab.config import configure, with_data
 from scaling_lab.record import RunRecord
 from scaling_lab.sweep import driver, estimate_seconds, grid, provenance, sweep, worker
+from scaling_lab.sweep import run as run_room
 from scaling_lab.sweep.run import asked, run_here
 
 TINY = {
@@ -360,6 +361,18 @@ def test_no_number_carries_the_name_of_another_machine(words, cache):
     assert row.status != "ok" and row.measured is None
     assert "target h100:1x8 is not this machine" in row.reason
     assert "scaling-lab explain --target h100:1x8" in row.reason
+
+
+def test_devices_that_this_process_cannot_simulate_any_more(words, cache, monkeypatch):
+    """Not sent to the target that was asked for: JAX has started with what it has."""
+    wide = {**words, "target": "cpu:16", "layout": "fsdp=16", "batch": 16}
+    row = run_here(configure(**wide), cache_dir=cache)
+    assert row.status != "ok" and "--target cpu" not in row.reason
+    said = "wants 16 simulated device(s) and this process has 8 of kind 'cpu'"
+    assert said in row.reason and "JAX_NUM_CPU_DEVICES=16" in row.reason
+    monkeypatch.setattr(run_room, "chip_for", lambda kind: None)
+    row = run_here(configure(**words), cache_dir=cache)
+    assert "--target cpu" not in row.reason and "run_sweep" in row.reason
 
 
 @pytest.mark.parametrize(

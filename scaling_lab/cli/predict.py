@@ -37,6 +37,9 @@ def predict(
         scaling-lab predict --runs FILE.csv --out FILE.csv
         scaling-lab predict --size 8b --target h100:8x8 --layout fsdp=64 --batch 128
 
+    What does not fit in memory is priced all the same, with exit code 0; `fits` of
+    --json says it.
+
     Args:
         run: One run, where no table is given.
         runs: A table of runs.

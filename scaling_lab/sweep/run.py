@@ -101,9 +101,16 @@ def check_machine(config: RunConfig) -> None:
             f"xla_flags {config.xla_flags!r} are not in force: they are read when JAX "
             f"starts; set XLA_FLAGS before, or run it in a sweep"
         )
-    chip = config.parsed_target().chip
-    kind = jax.devices()[0].device_kind
-    if chip is not None and chip_for(kind) != chip:
+    target, kind = config.parsed_target(), jax.devices()[0].device_kind
+    here, wanted = chip_for(kind) == target.chip, target.devices or 1
+    if target.simulated and (not here or wanted > jax.device_count()):
+        raise ValueError(
+            f"target {config.target} wants {wanted} simulated device(s) and this "
+            f"process has {jax.device_count()} of kind {kind!r}: that is settled when "
+            f"JAX starts; start Python with JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES="
+            f"{wanted}, or give the run a process of its own with run_sweep"
+        )
+    if target.chip is not None and not here:
         raise ValueError(
             f"target {config.target} is not this machine, which has "
             f"{jax.device_count()} device(s) of kind {kind!r}; run here with --target "

@@ -56,7 +56,9 @@ def read(data: Any) -> tuple[pd.DataFrame, bool]:
     if path.is_dir() or path.name == FILE_NAME or _is_records(path):
         return _records(path), True
     if not path.exists():
-        raise FileNotFoundError(f"no table at {path}")
+        raise FileNotFoundError(
+            f"{path} does not exist; give a table or a folder of records"
+        )
     readers = {
         ".csv": _separated,
         ".tsv": _separated,
