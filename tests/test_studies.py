@@ -128,6 +128,7 @@ def cell(rows: pd.DataFrame, id: str, name: str) -> Any:
 def test_columns_hold_what_the_record_says(runs: list[RunRecord]) -> None:
     rows = frame(runs)
     assert set(rows.columns) >= {column.name for column in COLUMNS}
+    assert not [column.name for column in COLUMNS if not column.meaning]
     assert cell(rows, "a", "mesh") == "fsdp=8"
     assert cell(rows, "a", "data_digest") == "d1"
     assert cell(rows, "a", "peak_bytes") == 10 * MIB
