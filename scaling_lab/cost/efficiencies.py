@@ -210,7 +210,8 @@ class Calibration:
         """An efficiency, one value a point."""
         found = np.exp(self._log(name, points))
         for chip, own in self.own.items():
-            found = np.where(points.chip == chip, own.of(name, points), found)
+            if np.any(mine := points.chip == chip):
+                found = np.where(mine, own.of(name, points), found)
         return found
 
     def widths(self, points: Points) -> np.ndarray:
