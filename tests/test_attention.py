@@ -20,6 +20,7 @@ from scaling_lab.parallel import (
     masks,
     mosaic,
     splash,
+    triton,
 )
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -27,10 +28,22 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 LENGTH, BLOCK = 128, 16
 #: Documents of two rows; none ends where a shard or a block does.
 DOCUMENTS = ((50, 78), (101, 3, 24))
-INTERPRETED = flash.Kernel(
-    functools.partial(mosaic.forward, interpret=True),
-    functools.partial(mosaic.backward, interpret=True),
-)
+
+
+def interpreted(kernel):
+    """A kernel of our own, on the machine that is here."""
+    return flash.Kernel(
+        functools.partial(kernel.forward, interpret=True),
+        functools.partial(kernel.backward, interpret=True),
+    )
+
+
+def small_blocks(monkeypatch):
+    """Several blocks of every row that the tests below have."""
+    monkeypatch.setattr(mosaic, "Q_BLOCK", 128)
+    monkeypatch.setattr(mosaic, "K_BLOCK", 128)
+    monkeypatch.setattr(triton, "FORWARD", (64, 32))
+    monkeypatch.setattr(triton, "BACKWARD", (32, 64))
 
 
 def packed(documents=DOCUMENTS):
@@ -99,26 +112,39 @@ def test_a_kernel_is_attention(attend, kind, monkeypatch):
     same(result_and_gradients(attend, mask, *given), wanted, 1e-5)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "prefix"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_kernel_for_tpus_is_attention(kind, monkeypatch):
     monkeypatch.setattr(mosaic, "Q_BLOCK", 256)
     monkeypatch.setattr(mosaic, "K_BLOCK", 128)
     q, k, v, d = given = arrays(length=512, width=64, value=32)
     mask = mask_of(kind, packed(((200, 312), (401, 11, 100))), 128)
     assert mosaic.suits(q, k, mask)
-    attend = functools.partial(flash.attend, INTERPRETED)
+    attend = functools.partial(flash.attend, interpreted(mosaic))
     wanted = result_and_gradients(attention.dense, mask, q, k, v, d)
     same(result_and_gradients(attend, mask, *given), wanted, 1e-5)
 
 
-def test_decoding_and_a_prefix_are_not_for_the_kernel_of_tpus():
-    q, k, _, _ = arrays(length=256)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("width", "value"), [(64, 32), (24, 16)])
+def test_the_kernel_for_gpus_is_attention(width, value, kind, monkeypatch):
+    small_blocks(monkeypatch)
+    q, k, v, d = given = arrays(length=256, width=width, value=value)
+    mask = mask_of(kind, packed(((100, 156), (201, 11, 44))), 64)
+    assert triton.suits(q, k, v, mask)
+    attend = functools.partial(flash.attend, interpreted(triton))
+    wanted = result_and_gradients(attention.dense, mask, q, k, v, d)
+    same(result_and_gradients(attend, mask, *given), wanted, 1e-5)
+
+
+def test_decoding_and_odd_lengths_are_not_for_kernels_of_our_own():
+    q, k, v, _ = arrays(length=256)
     batch = packed(((256,), (256,)))
-    assert mosaic.suits(q, k, masks.causal_mask(batch))
-    unordered = dataclasses.replace(masks.causal_mask(batch), ordered=False)
-    assert not mosaic.suits(q, k, unordered)
-    assert not mosaic.suits(q, k, mask_of("prefix", batch))
-    assert not mosaic.suits(q[:, :100], k[:, :100], masks.causal_mask(batch))
+    causal = masks.causal_mask(batch)
+    assert mosaic.suits(q, k, causal) and triton.suits(q, k, v, causal)
+    unordered = dataclasses.replace(causal, ordered=False)
+    odd = [a[:, :100] for a in (q, k, v)]
+    assert not mosaic.suits(q, k, unordered) and not mosaic.suits(*odd[:2], causal)
+    assert not triton.suits(q, k, v, unordered) and not triton.suits(*odd, causal)
 
 
 # --- Divided sequences
@@ -189,14 +215,22 @@ def test_divided_sequences_in_bfloat16(mechanism):
 
 @pytest.mark.parametrize("mechanism", list(context.MECHANISMS))
 def test_divided_sequences_in_the_kernel_for_tpus(mechanism, monkeypatch):
-    monkeypatch.setattr(mosaic, "Q_BLOCK", 128)
-    monkeypatch.setattr(mosaic, "K_BLOCK", 128)
-    length = 512
-    given, batch = arrays(length), packed(((200, 312), (401, 11, 100)))
-    order = context.zigzag(length, 2)
-    wanted = result_and_gradients(attention.dense, masks.causal_mask(batch), *given)
     whole = functools.partial(splash.attend, interpret=True)
-    attend = spread(mechanism, 2, INTERPRETED, whole)
+    divided(mechanism, mosaic, 512, monkeypatch, whole)
+
+
+@pytest.mark.parametrize("mechanism", ["gather", "ring"])
+def test_divided_sequences_in_the_kernel_for_gpus(mechanism, monkeypatch):
+    divided(mechanism, triton, 256, monkeypatch)
+
+
+def divided(mechanism, kernel, length, monkeypatch, whole=WHOLE):
+    """Two shards whose kernels are a machine's that is not here, against one."""
+    small_blocks(monkeypatch)
+    batch = packed(((length // 3, length - length // 3), (length - 60, 11, 49)))
+    given, order = arrays(length), context.zigzag(length, 2)
+    wanted = result_and_gradients(attention.dense, masks.causal_mask(batch), *given)
+    attend = spread(mechanism, 2, interpreted(kernel), whole)
     attend = jax.jit(functools.partial(result_and_gradients, attend))
     found = attend(masks.causal_mask(turned(batch, order)), *turned(given, order))
     same(found, turned(wanted, order), 1e-5)

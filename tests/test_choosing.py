@@ -12,7 +12,7 @@ from contracts.training import Trained, run_of, same
 from scaling_lab import cost, models
 from scaling_lab.layouts import IllegalLayout, Layout, Placement
 from scaling_lab.models import ops
-from scaling_lab.parallel import attention, choice, chosen
+from scaling_lab.parallel import attention, choice, chosen, flash, triton
 from scaling_lab.parallel.masks import causal_mask
 from scaling_lab.parallel.sight import Sight
 
@@ -46,6 +46,26 @@ def test_gathered_blocks_are_attention_under_the_mask(queries, packed, monkeypat
     found = result_and_gradients(chosen.attend, mask, q, k, v, d)
     for left, right in zip(found, wanted, strict=True):
         np.testing.assert_allclose(left, right, atol=1e-5)
+
+
+def test_the_kernel_for_gpus_goes_over_chosen_blocks(packed):
+    """Every key-value head its own, and of long blocks some in two."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v, d = (
+        jax.random.normal(key, (2, 256, *shape))
+        for key, shape in zip(keys, ((4, 16), (2, 16), (2, 16), (4, 16)), strict=True)
+    )
+    mask = chosen_mask(packed(2, 256), q, k[:, 31::32], 32)
+    assert triton.suits(q, k, v, mask)
+    kernel = flash.Kernel(
+        functools.partial(triton.forward, interpret=True),
+        functools.partial(triton.backward, interpret=True),
+    )
+    attend = functools.partial(flash.attend, kernel)
+    wanted = result_and_gradients(attention.dense, mask, q, k, v, d)
+    found = result_and_gradients(attend, mask, q, k, v, d)
+    for left, right in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(left, right, atol=2e-5)
 
 
 def test_the_best_blocks_are_chosen_and_the_near_ones_always():

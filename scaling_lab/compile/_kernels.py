@@ -14,7 +14,7 @@ from scaling_lab.compile import _shapes
 from scaling_lab.compile._module import Computation, Instruction
 
 _SAYS = re.compile(r'"cost_estimate":\s*(\{[^}]*\})')
-#: What a kernel of ours on a GPU says, as `parallel.experts.tiled` does.
+#: What a kernel of ours on a GPU says, `parallel.experts.tiled` and `parallel.triton`.
 _TOLD = re.compile(r"\\22(\w+)\\22: \\22(\d+)\\22")
 _BLOCK = re.compile(r"block_(q|kv)(_dkv|_dq)?\W+(\d+)")
 #: Products of rows by their groups' weights on a TPU, and what `parallel.experts` says
@@ -28,7 +28,13 @@ def is_attention(instruction: Instruction) -> bool:
     """Whether it is a fused attention: cuDNN's, or a Pallas kernel."""
     if _GROUPED.search(instruction.op_name):
         return False
-    return "fmha" in instruction.target or instruction.target == "tpu_custom_call"
+    fused = "fmha" in instruction.target or instruction.target == "tpu_custom_call"
+    return fused or is_triton_attention(instruction)
+
+
+def is_triton_attention(instruction: Instruction) -> bool:
+    """Whether it is `parallel.triton`'s."""
+    return "triton" in instruction.target and "/flash_" in instruction.op_name
 
 
 def flops(computation: Computation, instruction: Instruction) -> float:

@@ -75,6 +75,8 @@ class Work:
         if peak is None:
             return None
         if _kernels.is_attention(instruction):
+            if _kernels.is_triton_attention(instruction):
+                return peak * reached.triton_attention
             filled = _kernels.filled(computation, instruction, physics.matrix_side)
             return peak * reached.attention * filled
         out = _kernels.elements(instruction)

@@ -57,7 +57,7 @@ class Efficiencies:
       matmul: of the peak by a large product. matmul_depth: contracted elements at
         which half of that is lost.
       attention: of the peak by a fused attention kernel, forward and backward, whose
-        heads are as wide as a matrix unit.
+        heads are as wide as a matrix unit. triton_attention: by `parallel.triton`.
       memory: of the HBM's bandwidth.
       links, network: of their rates by large messages.
       link_half_bytes: a message of this size reaches half of it.
@@ -71,6 +71,7 @@ class Efficiencies:
     matmul: float = 0.8
     matmul_depth: float = 0.0
     attention: float = 0.5
+    triton_attention: float = 0.35
     memory: float = 0.9
     links: float = 0.9
     network: float = 0.8
@@ -104,10 +105,12 @@ _H100 = Efficiencies(
     source=(
         "matmul, attention, memory, links: fitted on mosaicml/llm-foundry, NVIDIA/"
         "JAX-Toolbox and pytorch/torchtitan (results/gpu_prices_fit.json); assumed: "
-        "150 of 450 GB/s by all-reduces of 58 MB (jax-ml/scaling-book gpus.md)"
+        "150 of 450 GB/s by all-reduces of 58 MB (jax-ml/scaling-book gpus.md); "
+        "triton_attention: FlashAttention-2 reaches 35 % (Shah et al. 2024, abstract)"
     ),
 )
-_A100 = dataclasses.replace(_H100, matmul=0.773)
+#: FlashAttention-2 reaches 50 to 73 % here (Dao 2023, abstract).
+_A100 = dataclasses.replace(_H100, matmul=0.773, triton_attention=0.5)
 
 #: The table that is fitted and frozen: chip or vendor -> efficiencies.
 FITTED: dict[str, Efficiencies] = {

@@ -52,8 +52,10 @@ class Placement(Moves):
         `parallel.apart`.
       attend_with: the attention of one device over whole rows.
       attend_stacked: the same where stages are stacked, if it is another.
+      attend_chosen: the same under a mask with picks.
       attend_kernel: the same in its two passes, for parts of a row.
-      attend_residual: `checkpoint_name` by which that keeps what it needs, "" for none.
+      attend_residual: `checkpoint_name` by which that keeps what it needs, "" for none;
+        several kernels' have a comma between them.
       loss_chunks: how many chunks of the vocabulary the loss is cut into, each made
         again in the backward pass; ``None`` decides.
       loss_elements: logits of one device at a time, where it decides.
@@ -70,6 +72,7 @@ class Placement(Moves):
     tap: apart.Tap | None = None
     attend_with: attention.Attend = attention.dense
     attend_stacked: attention.Attend | None = None
+    attend_chosen: attention.Attend = chosen.attend
     attend_kernel: flash.Kernel = chunked.KERNEL
     attend_residual: str = attention.RESIDUAL
     loss_chunks: int | None = None
@@ -144,7 +147,7 @@ class Placement(Moves):
         kv_heads = self.layout.spec("acts", "BSKH", name)[2]
         attend_with = self.attend_with
         if mask.picks_BKQC is not None:
-            attend_with = chosen.attend
+            attend_with = self.attend_chosen
         if length and mask.ordered:
             kernels = context.Kernels(attend_with, self.attend_kernel)
             kind = self.layout.mechanism("attend", "gather")

@@ -16,7 +16,7 @@ from scaling_lab.layouts.copies import copies_of
 from scaling_lab.layouts.mesh import partition
 from scaling_lab.layouts.moves import Moves, gather
 from scaling_lab.layouts.tables import Layout, Table, listed
-from scaling_lab.parallel import alternating, chunks, pipeline, stack
+from scaling_lab.parallel import alternating, chosen, chunks, pipeline, stack
 from scaling_lab.parallel.verbs import Batch, Segment
 
 Array = jax.Array
@@ -200,6 +200,7 @@ def within_stage(place: Any, copies: int = 1) -> Any:
         place,
         layout=dataclasses.replace(place.layout, mesh=mesh),
         attend_with=place.attend_stacked or place.attend_with,
+        attend_chosen=chosen.attend,
     )
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
-from scaling_lab.parallel import attention, chunked
+from scaling_lab.parallel import attention, triton
 from scaling_lab.parallel.masks import Mask
 
 Array = jax.Array
 
-#: What JAX calls the kernel's forward pass: to keep it is to keep its normalisers too.
-RESIDUAL = "dot_product_attention_fwd_wrapper"
+#: What JAX calls the kernel's forward pass: to keep it is to keep its normalisers too;
+#: and what kernels of our own call what they keep.
+RESIDUALS = ("dot_product_attention_fwd_wrapper", attention.RESIDUAL)
 #: The widest head of every GPU that has the kernel, and what a width is a multiple of.
 WIDEST, MULTIPLE = 128, 8
 
@@ -24,16 +24,13 @@ WIDEST, MULTIPLE = 128, 8
 def attend(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask) -> Array:
     """`attention.dense` through cuDNN, where it has a kernel for these arrays.
 
-    A map of blocks is followed by `chunked`. In float32, for wider heads, and where
-    keys do not stand in the order of queries (decoding) there is no kernel, and this is
-    `attention.dense`.
+    A map of blocks, a prefix, wider heads and float32 are for `triton`. Where that has
+    no form either (decoding, odd lengths) this is `attention.dense`.
     """
-    if mask.blocks is not None and mask.ordered:
-        out_BTNH = chunked.attend(q_BTNH, k_BSKH, v_BSKH, mask)
-        return checkpoint_name(out_BTNH, RESIDUAL)
     if not suits(q_BTNH, k_BSKH, mask):
-        out_BTNH = attention.dense(q_BTNH, k_BSKH, v_BSKH, mask)
-        return checkpoint_name(out_BTNH, RESIDUAL)
+        fits = triton.suits(q_BTNH, k_BSKH, v_BSKH, mask)
+        other = triton.attend if fits else attention.dense
+        return other(q_BTNH, k_BSKH, v_BSKH, mask)
     window = None if mask.window is None else (mask.window - 1, 0)
     return jax.nn.dot_product_attention(
         q_BTNH,

@@ -32,15 +32,16 @@ class _Call(NamedTuple):
 
     Attributes:
       plan: what a body must know. meets: which blocks meet, read ahead.
-      arrays: q_BNTH (scaled), k_BKSH, v_BKSU. documents: of queries B1T and of keys
-        BS1, or none. interpret: run the kernels without a TPU.
+      arrays: q_BNTH (scaled), k_BKSH, v_BKSU. told: documents of queries B1T and of
+        keys BS1, if the mask has any, and which keys are of a prefix, BS1.
+      interpret: run the kernels without a TPU.
       pairs: of positions that are seen, in all heads and rows.
     """
 
     plan: bodies.Plan
     meets: bodies.Meets
     arrays: tuple[Array, Array, Array]
-    documents: tuple[Array, ...]
+    told: tuple[Array, ...]
     interpret: bool
     pairs: float
 
@@ -48,7 +49,7 @@ class _Call(NamedTuple):
 def suits(q_BTNH: Array, k_BSKH: Array, mask: Mask) -> bool:
     """Whether the kernels have a form for these shapes under this mask."""
     known = mask.ordered or mask.row is not None
-    return known and mask.k_prefix_BS is None and 0 not in _sides(q_BTNH, k_BSKH, mask)
+    return known and 0 not in _sides(q_BTNH, k_BSKH, mask)
 
 
 def forward(
@@ -144,16 +145,19 @@ def _call(
     q_BTNH: Array, k_BSKH: Array, v_BSKU: Array, mask: Mask, interpret: bool
 ) -> _Call:
     sides = _sides(q_BTNH, k_BSKH, mask)
-    plan = bodies.Plan(*sides, mask.causal, mask.window)
+    told: list[Array] = []
+    if mask.q_segments_BT is not None and mask.k_segments_BS is not None:
+        told += [mask.q_segments_BT[:, None], mask.k_segments_BS[:, :, None]]
+    documents, prefix = bool(told), mask.k_prefix_BS is not None
+    if mask.k_prefix_BS is not None:
+        told.append(mask.k_prefix_BS.astype(jnp.int32)[:, :, None])
+    plan = bodies.Plan(*sides, mask.causal, mask.window, documents, prefix)
     meet, whole = mask.pairs_QS(*sides), mask.whole_QS(*sides)
     kinds_QS = jnp.where(meet, jnp.where(whole, 2, 1), 0).astype(jnp.int32)
     q_T, k_S = mask.places()
     starts = (
         a[::side].astype(jnp.int32) for a, side in zip((q_T, k_S), sides, strict=True)
     )
-    documents: tuple[Array, ...] = ()
-    if mask.q_segments_BT is not None and mask.k_segments_BS is not None:
-        documents = (mask.q_segments_BT[:, None], mask.k_segments_BS[:, :, None])
     q_BTNH = q_BTNH * q_BTNH.shape[-1] ** -0.5
     q_BNTH, k_BKSH, v_BKSU = (
         rearrange(a, "b t n h -> b n t h") for a in (q_BTNH, k_BSKH, v_BSKU)
@@ -162,7 +166,7 @@ def _call(
     pairs = batch * heads * queries * k_BSKH.shape[1] * mask.density()
     meets = bodies.Meets(kinds_QS, *starts)
     arrays = (q_BNTH, k_BKSH, v_BKSU)
-    return _Call(plan, meets, arrays, documents, interpret, pairs)
+    return _Call(plan, meets, arrays, tuple(told), interpret, pairs)
 
 
 def _run(
@@ -197,14 +201,13 @@ def _run(
     if rows:
         along = _along(call, keys_first)
         in_specs += [_of_queries(call, value, keys_first), along, along]
-    if call.documents:
-        in_specs += _of_documents(call, keys_first)
+    in_specs += _of_told(call, keys_first)
     held = _held(call.meets.kinds_QS.T if keys_first else call.meets.kinds_QS)
     products = {bodies.forward: width + value, bodies.of_queries: 2 * width + value}
     flops = 2 * call.pairs * products.get(body, 2 * (width + value))
     moved = sum(a.size * a.dtype.itemsize for a in (*call.arrays, *rows))
     return pl.pallas_call(
-        functools.partial(body, call.plan, bool(call.documents)),
+        functools.partial(body, call.plan),
         out_shape=out_shape,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=4,
@@ -221,7 +224,7 @@ def _run(
         ),
         interpret=call.interpret,
         name=f"flash_{body.__name__}",
-    )(*call.meets, held, *call.arrays, *rows, *call.documents)
+    )(*call.meets, held, *call.arrays, *rows, *call.told)
 
 
 def _held(kinds_QS: Array) -> Array:
@@ -273,14 +276,14 @@ def _of_keys(call: _Call, width: int, keys_first: bool) -> pl.BlockSpec:
     return pl.BlockSpec((None, None, call.plan.k_block, width), index)
 
 
-def _of_documents(call: _Call, keys_first: bool) -> list[pl.BlockSpec]:
+def _of_told(call: _Call, keys_first: bool) -> list[pl.BlockSpec]:
     def queries(b, n, i, j, *rest):
         return (b, 0, rest[-1][i, rest[0]]) if keys_first else (b, 0, i)
 
     def keys(b, n, i, j, *rest):
         return (b, i, 0) if keys_first else (b, rest[-1][i, j], 0)
 
-    return [
-        pl.BlockSpec((None, 1, call.plan.q_block), queries),
-        pl.BlockSpec((None, call.plan.k_block, 1), keys),
-    ]
+    of_queries = pl.BlockSpec((None, 1, call.plan.q_block), queries)
+    of_keys = pl.BlockSpec((None, call.plan.k_block, 1), keys)
+    documents = [of_queries, of_keys] if call.plan.documents else []
+    return documents + ([of_keys] if call.plan.prefix else [])

@@ -26,12 +26,23 @@ _rows = functools.partial(_dot, dimension_numbers=(((0,), (0,)), ((), ())))
 
 
 class Plan(NamedTuple):
-    """Sides of a block of scores, and what the mask says of places."""
+    """Sides of a block of scores, and what the mask says of places.
+
+    Attributes:
+      documents, prefix: whether it tells any beside.
+    """
 
     q_block: int
     k_block: int
     causal: bool
     window: int | None
+    documents: bool
+    prefix: bool
+
+    def told(self, refs: Any) -> tuple[Any, Any]:
+        """What the mask tells beside places, and what stands behind it."""
+        count = 2 * self.documents + self.prefix
+        return refs[:count], refs[count:]
 
 
 class Meets(NamedTuple):
@@ -47,11 +58,10 @@ class Meets(NamedTuple):
     k_start: Any
 
 
-def forward(plan: Plan, documents: bool, *refs: Any) -> None:
+def forward(plan: Plan, *refs: Any) -> None:
     """The online softmax of a block of queries, keys passing by."""
     meets, (q, k, v, *rest) = Meets(*refs[:3]), refs[4:]
-    seen_by = rest[:2] if documents else ()
-    out, log_sum, peak, total, sums = rest[2:] if documents else rest
+    told, (out, log_sum, peak, total, sums) = plan.told(rest)
     i, j, last = pl.program_id(2), pl.program_id(3), pl.num_programs(3) - 1
 
     @pl.when(j == 0)
@@ -74,7 +84,7 @@ def forward(plan: Plan, documents: bool, *refs: Any) -> None:
         sums[...] = sums[...] * shrink_1T + own_UT
         peak[...] = higher_1T
 
-    _if_met(plan, meets, (i, j), seen_by, step)
+    _if_met(plan, meets, (i, j), told, step)
 
     @pl.when(j == last)
     def _():
@@ -84,11 +94,10 @@ def forward(plan: Plan, documents: bool, *refs: Any) -> None:
         log_sum[...] = jnp.where(total[...] > 0, found_1T, HIDDEN)
 
 
-def of_queries(plan: Plan, documents: bool, *refs: Any) -> None:
+def of_queries(plan: Plan, *refs: Any) -> None:
     """The gradient of a block of queries, keys passing by."""
     meets, (q, k, v, d, log_sum, delta, *rest) = Meets(*refs[:3]), refs[4:]
-    seen_by = rest[:2] if documents else ()
-    out, sums = rest[2:] if documents else rest
+    told, (out, sums) = plan.told(rest)
     i, j, last = pl.program_id(2), pl.program_id(3), pl.num_programs(3) - 1
 
     @pl.when(j == 0)
@@ -99,18 +108,17 @@ def of_queries(plan: Plan, documents: bool, *refs: Any) -> None:
         _, d_ST = _scores_back(q, k, v, d, log_sum, delta, visible)
         sums[...] += _rows(d_ST.astype(k.dtype), k[...])
 
-    _if_met(plan, meets, (i, j), seen_by, step)
+    _if_met(plan, meets, (i, j), told, step)
 
     @pl.when(j == last)
     def _():
         out[...] = sums[...].astype(out.dtype)
 
 
-def of_keys(plan: Plan, documents: bool, *refs: Any) -> None:
+def of_keys(plan: Plan, *refs: Any) -> None:
     """The gradients of a block of keys and values, queries of its group passing by."""
     meets, (q, k, v, d, log_sum, delta, *rest) = Meets(*refs[:3]), refs[4:]
-    seen_by = rest[:2] if documents else ()
-    dk, dv, k_sums, v_sums = rest[2:] if documents else rest
+    told, (dk, dv, k_sums, v_sums) = plan.told(rest)
     j, head, i = (pl.program_id(n) for n in (2, 3, 4))
     last = (head == pl.num_programs(3) - 1) & (i == pl.num_programs(4) - 1)
 
@@ -124,7 +132,7 @@ def of_keys(plan: Plan, documents: bool, *refs: Any) -> None:
         v_sums[...] += _plain(share_ST.astype(d.dtype), d[...])
         k_sums[...] += _plain(d_ST.astype(q.dtype), q[...])
 
-    _if_met(plan, meets, (i, j), seen_by, step)
+    _if_met(plan, meets, (i, j), told, step)
 
     @pl.when(last)
     def _():
@@ -144,7 +152,7 @@ def _if_met(
     plan: Plan,
     meets: Meets,
     block: tuple[Array, Array],
-    seen_by: Any,
+    told: Any,
     step: Callable[[Array | None], None],
 ) -> None:
     """Runs a step where two blocks meet; with a mask where some pairs are hidden."""
@@ -163,7 +171,9 @@ def _if_met(
         seen_ST = q_ST >= k_ST if plan.causal else jnp.full(shape, True)
         if plan.window is not None:
             seen_ST &= q_ST - k_ST < plan.window
-        if seen_by:
-            q_document, k_document = seen_by
+        if plan.prefix:
+            seen_ST |= told[-1][...] > 0
+        if plan.documents:
+            q_document, k_document = told[:2]
             seen_ST &= k_document[...] == q_document[...]
         step(seen_ST)

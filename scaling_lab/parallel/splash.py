@@ -31,16 +31,16 @@ def attend(
 ) -> Array:
     """`attention.dense` through the splash kernel, forward and backward.
 
-    A map of blocks is read by `mosaic`. Where keys do not stand in the order of queries
-    (decoding), or a length is no multiple of `LANES`, neither has a form and this is
-    `attention.dense`.
+    A map of blocks, a prefix and what is not causal are for `mosaic`. Where keys do not
+    stand in the order of queries (decoding), or a length is no multiple of `LANES`,
+    neither has a form and this is `attention.dense`.
 
     Args:
       interpret: run the kernel's program without a TPU, slowly and exactly.
     """
-    if mask.blocks is not None and mosaic.suits(q_BTNH, k_BSKH, mask):
-        return mosaic.attend(q_BTNH, k_BSKH, v_BSKH, mask)
     if not suits(q_BTNH, k_BSKH, mask):
+        if mosaic.suits(q_BTNH, k_BSKH, mask):
+            return mosaic.attend(q_BTNH, k_BSKH, v_BSKH, mask)
         out_BTNH = attention.dense(q_BTNH, k_BSKH, v_BSKH, mask)
         return checkpoint_name(out_BTNH, attention.RESIDUAL)
     heads, length, width = q_BTNH.shape[2], q_BTNH.shape[1], q_BTNH.shape[3]

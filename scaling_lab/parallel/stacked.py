@@ -21,7 +21,7 @@ from scaling_lab.parallel.masks import Mask
 Array = jax.Array
 
 
-def as_sequences(attend: Attend, residual: str) -> Attend:
+def as_sequences(attend: Attend, residuals: tuple[str, ...]) -> Attend:
     """`attend` to which whatever `jax.vmap` stacks is more sequences.
 
     What the kernel makes for its backward pass goes from one pass to the other under
@@ -29,7 +29,7 @@ def as_sequences(attend: Attend, residual: str) -> Attend:
     backward pass traces the kernel's forward pass again, of which nothing is then used.
 
     Args:
-      residual: name by which the kernel keeps what it makes.
+      residuals: names by which kernels keep what they make.
     """
 
     def traced(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask) -> Any:
@@ -40,11 +40,11 @@ def as_sequences(attend: Attend, residual: str) -> Attend:
 
     def made_forward(*given: Any) -> list[Array]:
         arrays, _ = traced(*given)
-        return [arrays[place] for place in _made(traced, given, residual)]
+        return [arrays[place] for place in _made(traced, given, residuals)]
 
     def made_backward(given: Any, kept: list[Array], d_BTNH: Array) -> Any:
         arrays, structure = traced(*given)
-        places = _made(traced, given, residual)
+        places = _made(traced, given, residuals)
         for array, same in zip(kept, places.values(), strict=True):
             for place in same:
                 arrays[place] = array
@@ -58,7 +58,7 @@ def as_sequences(attend: Attend, residual: str) -> Attend:
 
     def keeping(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask) -> Any:
         given = (q_BTNH, k_BSKH, v_BSKH, mask)
-        kept = [checkpoint_name(array, residual) for array in forward(*given)]
+        kept = [checkpoint_name(array, residuals[0]) for array in forward(*given)]
         return kept[0], (given, kept)
 
     stacked.defvjp(keeping, lambda kept, d_BTNH: (*backward(*kept, d_BTNH), None))
@@ -66,7 +66,7 @@ def as_sequences(attend: Attend, residual: str) -> Attend:
 
 
 def _made(
-    function: Callable[..., Any], given: Any, residual: str
+    function: Callable[..., Any], given: Any, residuals: tuple[str, ...]
 ) -> dict[int, list[int]]:
     """Of a list of arrays the first, and which its kernel makes: first place -> all.
 
@@ -77,7 +77,7 @@ def _made(
     made = {
         id(result)
         for step in steps.eqns
-        if stack.named((residual,), step.primitive, **step.params)
+        if stack.named(residuals, step.primitive, **step.params)
         for result in step.outvars
     }
     same: dict[int, list[int]] = {}

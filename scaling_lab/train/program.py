@@ -24,6 +24,7 @@ from scaling_lab.parallel import (
     mosaic,
     splash,
     stacked,
+    triton,
 )
 from scaling_lab.train import away
 from scaling_lab.train.step import (
@@ -145,8 +146,10 @@ def _habits(platform: str) -> dict[str, Any]:
     if platform in ("gpu", "cuda"):
         return {
             "attend_with": cudnn.attend,
-            "attend_stacked": stacked.as_sequences(cudnn.attend, cudnn.RESIDUAL),
-            "attend_residual": cudnn.RESIDUAL,
+            "attend_stacked": stacked.as_sequences(cudnn.attend, cudnn.RESIDUALS),
+            "attend_chosen": triton.attend_chosen,
+            "attend_kernel": triton.KERNEL,
+            "attend_residual": ",".join(cudnn.RESIDUALS),
             "group_with": experts.tiled,
         }
     if platform == "cpu":  # what suits its caches and Eigen's products
