@@ -7,15 +7,15 @@ Takes:   about five minutes of two CPU cores, on eight simulated devices; with
          results/ (extras tpu-compile and gpu-compile).
 Expect:  simulated, about the same work from all; the ring holds fewest bytes, less of
          them the longer the row, since no device ever has the keys of all. Compiled,
-         exchanged heads (Ulysses) are fastest where whole rows have a better kernel
-         than parts of them: on GPUs, where it is cuDNN's.
+         all three are within a few percent on TPUs; on GPUs exchanged heads (Ulysses)
+         are fastest, since whole rows have a better kernel than parts: cuDNN's.
 
 Simulated are forward and backward passes of one layer's attention, causal, in bfloat16;
 seconds are those of eight devices that share two cores: work, not throughput; they rank
 nothing. Compiled are whole steps of Llama 8B on 64 chips with rows of 32768 over eight
 of them: seconds of attention and of the step, what is sent over context, and
-temporaries, of one device. A block of scores that a running device may skip is priced
-as if it did not, which at most doubles what gathered keys and the ring take on GPUs.
+temporaries, of one device. Our own kernel on GPUs is priced by what FlashAttention-2
+reaches there (`compile.price`), not by a clock.
 """
 
 import argparse

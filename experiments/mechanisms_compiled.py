@@ -1,13 +1,13 @@
 """What does the target's compiler make of each mechanism, on a TPU and on a GPU?
 
 Run:     python -m experiments.mechanisms_compiled [--compile] [--only h100] [--json]
-Takes:   a second from results/; with --compile, for what is not there, five minutes of
-         two CPU cores for the GPU and half an hour for the TPU.
+Takes:   a second from results/; with --compile, for what is not there, ten minutes of
+         two CPU cores for the GPU and forty for the TPU.
 Expect:  every mechanism compiles for both, and none is resharded where its layout does
          not imply it (``unasked`` is 0).
 
-Widths are true (Llama 8B, Mixtral 8x7B), layers as few as the mechanism needs, eight
-chips. Nothing here has run. Collectives that stand in branches of a conditional, which
+Widths are true (Llama 8B, Mixtral 8x7B and others), layers as few as the mechanism
+needs, eight chips. Nothing here has run. Collectives that stand in branches of a conditional, which
 devices may take differently (``in branches``), would be executed on simulated devices
 alone: on a TPU or GPU they are compiled and otherwise unverified.
 """
@@ -15,10 +15,14 @@ alone: on a TPU or GPU they are compiled and otherwise unverified.
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 import scaling_lab as lab
 from experiments import _compiled as kept
-from scaling_lab import record
+from scaling_lab import models, record
 from scaling_lab.compile import hlo, implied, unasked
+from scaling_lab.parallel.masks import Blocks
+from scaling_lab.parallel.sight import Sight
 from scaling_lab.sweep import compile_run
 
 RESULTS = kept.RESULTS / "mechanisms_compiled.jsonl"
@@ -46,23 +50,52 @@ MECHANISMS: dict[str, tuple[str, str, int, int]] = {
     "stages, alternating": ("llama", "stage=2,fsdp=4+1f1b", 2, 4),
     "stages, zero bubble": ("llama", "stage=2,fsdp=4+zero_bubble", 2, 4),
 }
+LENGTH = 2048
+#: mechanism -> words of its run, under plain fsdp.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "window": {"mask": "window=512"},
+    "local and global layers": {"mask": "window=512,global=2"},
+    "chunks": {"mask": "chunk=512"},
+    "prefix": {"mask": "prefix=256"},
+    "chosen blocks": {"mask": "top=2,block=128"},
+    "map of blocks": {},  # its `block_map` is no word
+    "latent attention": {"family": "deepseek", "size": "v2-lite"},
+    "wide heads": {"family": "gemma3", "size": "4b"},
+    "moments in 8 bits": {"moments": "int8"},
+    "parameters in 16 bits": {"parameters": "bfloat16"},
+    "gradients summed in 16 bits": {"reduce": "bfloat16"},
+    "optimizer on the host": {"layout": "fsdp=8+offload_optimizer"},
+    "activations on the host": {"remat": "save:ffn/gate;offload:ffn/up"},
+}
 SIZES = {"llama": "8b", "mixtral": "8x7b"}
 
 
 def config_of(mechanism: str, target: str) -> lab.RunConfig:
     """One mechanism at true widths: a batch of 32 sequences of 2048."""
-    family, layout, layers, parts = MECHANISMS[mechanism]
-    return lab.configure(
-        *(family, SIZES[family], layout, target),
-        layers=layers,
-        batch=32,
-        length=2048,
-        accumulate=parts,
-        remat="full",
-    )
+    words: dict[str, Any] = {"batch": 32, "length": LENGTH, "remat": "full"}
+    if mechanism in MECHANISMS:
+        family, layout, layers, parts = MECHANISMS[mechanism]
+        words |= {"family": family, "layout": layout, "accumulate": parts}
+    else:
+        layers, words = 2, words | {"layout": "fsdp=8"} | OPTIONS[mechanism]
+    family = words.pop("family", "llama")
+    size = words.pop("size", SIZES.get(family))
+    config = lab.configure(family, size, target=target, layers=layers, **words)
+    if mechanism != "map of blocks":
+        return config
+    model = models.seeing(config.model, Sight(blocks=block_map()))
+    return dataclasses.replace(config, model=model)
 
 
-POINTS = {(t, m): config_of(m, t) for m in MECHANISMS for t in TARGETS}
+def block_map(size: int = 128) -> Blocks:
+    """Of a row's blocks the own, the one before it, and the first."""
+    count = LENGTH // size
+    seen = np.eye(count, dtype=bool) | np.eye(count, k=-1, dtype=bool)
+    seen[:, 0] = True
+    return Blocks.of(size, seen)
+
+
+POINTS = {(t, m): config_of(m, t) for m in (*MECHANISMS, *OPTIONS) for t in TARGETS}
 CONFIGS = list(POINTS.values())
 
 

@@ -4,9 +4,9 @@ Run:     python -m experiments.overlap_by_hand [--compile] [--only h100 fsdp] [-
 Takes:   seconds from results/; with --compile about half a minute a row of a GPU and
          two minutes a row of a TPU on two CPU cores, for what is not there (extras
          tpu-compile and gpu-compile).
-Expect:  on GPUs no (a TPU's rows are not compiled yet): where a row by hand hides more,
-         it computes more slowly, and the chip's own flags (`--xla-flags overlap`) or
-         the plain program are faster as a whole.
+Expect:  no, on neither machine: where a row by hand hides more, it computes more
+         slowly, and the chip's own flags (`--xla-flags overlap`) or the plain program
+         are faster as a whole.
 
 Forward and backward passes of all layers of a model, without its ends and optimizer, as
 the compilers of two machines schedule them. Over ``tensor``, *in turns*: products in
