@@ -39,6 +39,12 @@ MODES: dict[str, dict[str, Any]] = {
     "bfloat16 moments": {"precision": "bfloat16", "moments": "bfloat16"},
     "int8 moments": {"precision": "bfloat16", "moments": "int8"},
     "bfloat16 parameters": {"precision": "bfloat16", "parameters": "bfloat16"},
+    # Theirs are bfloat16 too, and added up by chance.
+    "bfloat16 gradients": {
+        "precision": "bfloat16",
+        "parameters": "bfloat16",
+        "accumulate": 8,
+    },
 }
 
 

@@ -7,9 +7,9 @@ Expect:  every mechanism compiles for both, and none is resharded where its layo
          not imply it (``unasked`` is 0).
 
 Widths are true (Llama 8B, Mixtral 8x7B and others), layers as few as the mechanism
-needs, eight chips. Nothing here has run. Collectives that stand in branches of a conditional, which
-devices may take differently (``in branches``), would be executed on simulated devices
-alone: on a TPU or GPU they are compiled and otherwise unverified.
+needs, eight chips. Nothing here has run. Collectives that stand in branches of a
+conditional, which devices may take differently (``in branches``), would be executed on
+simulated devices alone: on a TPU or GPU they are compiled and otherwise unverified.
 """
 
 import dataclasses

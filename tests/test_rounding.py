@@ -1,5 +1,6 @@
 """Parameters in bfloat16, rounded by chance; gradients summed in a chosen precision."""
 
+import dataclasses
 import re
 
 import jax
@@ -67,6 +68,34 @@ def test_chance_differs_by_step_and_by_name():
 @pytest.fixture(scope="module")
 def alone(tiny, batches):
     return Trained(run_of(tiny("llama"), Layout({}), parameters="bfloat16"), batches)
+
+
+@pytest.mark.parametrize(("parameters", "alike"), [("float32", True), ("bfloat16", 0)])
+def test_microbatches_are_summed_by_the_chance_of_their_step(
+    parameters, alike, tiny, batches
+):
+    """Of the same weights and texts, which only the number of the step tells apart."""
+    config = run_of(tiny("llama"), Layout({}), parameters=parameters, accumulate=4)
+    program = train.make_program(config)
+
+    def norm(step):
+        state = dataclasses.replace(program.init(), step=jnp.asarray(step))
+        return float(program.step(state, program.put(batches[0]))[1]["gradient_norm"])
+
+    assert (norm(0) == norm(7)) == alike
+    assert norm(0) == norm(0)
+    assert norm(0) == pytest.approx(norm(7), rel=1e-2)
+
+
+def test_a_sum_of_small_numbers_arrives():
+    total = {"gate_DF": jnp.ones((64, 64), jnp.bfloat16)}
+    more = {"gate_DF": jnp.full((64, 64), 2**-7 / 100, jnp.bfloat16)}
+    add = jax.jit(optimizers.summed)
+    for key in jax.random.split(jax.random.key(0), 100):
+        total = add(total, more, key)
+    assert total["gate_DF"].dtype == jnp.bfloat16
+    mean = float(total["gate_DF"].astype(jnp.float32).mean())
+    assert mean == pytest.approx(1 + 2**-7, rel=1e-3)
 
 
 @pytest.mark.parametrize(

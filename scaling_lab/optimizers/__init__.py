@@ -19,7 +19,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 from scaling_lab import dims
 from scaling_lab.names import one_of
 from scaling_lab.optimizers.moments import narrowed
-from scaling_lab.optimizers.rounding import applied, resting, widened
+from scaling_lab.optimizers.rounding import applied, resting, summed, widened
 from scaling_lab.optimizers.stacks import (
     along,
     balancing,
@@ -44,6 +44,7 @@ __all__ = [
     "schedule",
     "square_norms",
     "state_dims",
+    "summed",
     "weights",
 ]
 

@@ -1,10 +1,11 @@
-"""Parameters that rest in bfloat16, whose updates are rounded by chance.
+"""Parameters that rest in bfloat16, their gradients too, both rounded by chance.
 
-A step is often smaller than half of bfloat16's spacing, and rounding to the nearest
-would lose it every time. Rounded up with the probability of the part that is lost, it
-arrives in the mean (Gupta et al. 2015, "Deep Learning with Limited Numerical
-Precision", section 3). Chance is a function of the step and the parameter's name, so
-every layout rounds alike. Norms and biases stay in float32.
+A step is often smaller than half of bfloat16's spacing, as is a microbatch's gradient
+beside the sum of many, and rounding to the nearest would lose it every time. Rounded up
+with the probability of the part that is lost, it arrives in the mean (Gupta et al.
+2015, "Deep Learning with Limited Numerical Precision", section 3). Chance is a function
+of the step and the parameter's name, so every layout rounds alike. Norms and biases
+stay in float32.
 """
 
 from __future__ import annotations
@@ -53,15 +54,20 @@ def widened(
 def applied(params: Params, updates: Params, step: Array) -> Any:
     """Parameters after an update, resting as they did before it."""
 
-    def one(path: Any, leaf: Array, update: Array) -> Array:
-        new = leaf.astype(jnp.float32) + update
-        if leaf.dtype == jnp.float32:
+    return summed(params, updates, jax.random.fold_in(jax.random.key(0), step))
+
+
+def summed(total: Params, more: Params, key: Array) -> Any:
+    """The sums of two trees, in the first one's dtypes."""
+
+    def one(path: Any, leaf: Array, other: Array) -> Array:
+        new = leaf.astype(jnp.float32) + other.astype(jnp.float32)
+        if leaf.dtype != jnp.bfloat16:
             return new
         name = zlib.crc32("/".join(dims.keys(path)).encode())
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), name), step)
-        return rounded(new, key)
+        return rounded(new, jax.random.fold_in(key, name))
 
-    return jax.tree.map_with_path(one, params, updates)
+    return jax.tree.map_with_path(one, total, more)
 
 
 def rounded(array: Array, key: Array) -> Array:

@@ -50,7 +50,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Metrics):
         batch = models.sight(config.model).counted(batch)
-        gradients, metrics = _gradients(config, place, state.params, batch)
+        gradients, metrics = _gradients(config, place, state, batch)
         norms = optimizers.square_norms(optimizers.weights(gradients))
         norm = jnp.sqrt(sum(norms.values()))
         with jax.named_scope("optimizer"):
@@ -127,8 +127,9 @@ def _loss(
     return loss, {"loss": loss, **metrics}
 
 
-def _gradients(config: RunConfig, place: Placement, params: Any, batch: Metrics):
+def _gradients(config: RunConfig, place: Placement, state: TrainState, batch: Metrics):
     """Gradients of the whole batch's mean loss, one microbatch at a time; metrics."""
+    params = state.params
     total = jnp.maximum(1, jnp.sum(batch["targets_BT"] >= 0))
     compute = jax.value_and_grad(functools.partial(_loss, config, place), has_aux=True)
 
@@ -144,10 +145,15 @@ def _gradients(config: RunConfig, place: Placement, params: Any, batch: Metrics)
         (_, metrics), gradients = compute(params, batch, total)
         return on_table(place, "grads", gradients), metrics
 
-    def add(carry: Any, part: Metrics):
+    chance = jax.random.fold_in(jax.random.key(1), state.step)
+
+    def add(carry: Any, step: Any):
+        number, part = step
         (_, metrics), gradients = compute(params, part, total)
         gradients = on_table(place, "grads", gradients)
-        return jax.tree.map(jnp.add, carry, (gradients, metrics)), None
+        key = jax.random.fold_in(chance, number)
+        gradients = optimizers.summed(carry[0], gradients, key)
+        return (gradients, jax.tree.map(jnp.add, carry[1], metrics)), None
 
     parts = _microbatches(config, batch, place)
     first = jax.tree.map(lambda array_MBT: array_MBT[0], parts)
@@ -156,7 +162,8 @@ def _gradients(config: RunConfig, place: Placement, params: Any, batch: Metrics)
         on_table(place, "grads", jax.tree.map(jnp.zeros_like, params)),
         jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics),
     )
-    (gradients, metrics), _ = jax.lax.scan(add, zeros, parts)
+    steps = (jnp.arange(config.accumulate), parts)
+    (gradients, metrics), _ = jax.lax.scan(add, zeros, steps)
     return gradients, metrics
 
 
