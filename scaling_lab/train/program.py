@@ -205,9 +205,16 @@ def state_shardings(
 def _state_rests(place: Placement, letters: str, name: str) -> Any:
     """Where an array of optimizer state rests, the host's memory included."""
     found = _rests(place, "optimizer", letters, name)
-    if letters and away.is_away(place.layout):
-        return found.with_memory_kind(away.HOST)
-    return found
+    if not (letters and away.is_away(place.layout)):
+        return found
+    away_from = found.with_memory_kind(away.HOST)
+    if away_from.memory_kind != away.HOST:
+        raise layouts.IllegalLayout(
+            "offload_optimizer: these devices tell of no memory of their host, as GPUs "
+            "that are not here do not; compile it for a TPU or run it on the GPUs, or "
+            "leave it out and ask for --moments int8"
+        )
+    return away_from
 
 
 def shardings_of(place: Placement, params: Any) -> Any:
