@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import jaxlib.version
@@ -23,6 +24,16 @@ from scaling_lab.compile import cpu
 
 cpu.simulate(8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_configure(config):
+    """Programs that several tests compile are compiled once, by whichever worker."""
+    held = tempfile.TemporaryDirectory(prefix="compiled-")
+    shared = os.environ.setdefault("SCALING_LAB_TESTS_COMPILED", held.name)
+    config.add_cleanup(held.cleanup)
+    jax.config.update("jax_compilation_cache_dir", shared)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
 
 #: Divisible by eight devices wherever a layout divides, and nothing more.
 TINY = {"L": 2, "D": 64, "N": 8, "K": 4, "H": 8, "F": 128, "V": 256, "E": 8}
