@@ -70,7 +70,7 @@ class _Refs(NamedTuple):
 
 def forward(plan: Plan, *refs: Any) -> None:
     """The online softmax of a block of queries, keys passing by."""
-    of = _Refs(*refs[:7], refs[7:])
+    of = _Refs(*refs[:7], rest=refs[7:])
     *_, out_BTNU, log_sum_BNT = of.rest
     i, n, b = (pl.program_id(dim) for dim in range(3))
     own = i * plan.q_block, plan.q_block
@@ -107,7 +107,7 @@ def forward(plan: Plan, *refs: Any) -> None:
 
 def of_queries(plan: Plan, *refs: Any) -> None:
     """The gradient of a block of queries, keys passing by."""
-    of = _Refs(*refs[:7], refs[7:])
+    of = _Refs(*refs[:7], rest=refs[7:])
     *_, d_BTNU, log_sum_BNT, delta_BNT, dq_BTNH = of.rest
     i, n, b = (pl.program_id(dim) for dim in range(3))
     own = i * plan.q_block, plan.q_block
@@ -133,7 +133,7 @@ def of_queries(plan: Plan, *refs: Any) -> None:
 
 def of_keys(plan: Plan, *refs: Any) -> None:
     """The gradients of a block of keys and values, queries of its group passing by."""
-    of = _Refs(*refs[:7], refs[7:])
+    of = _Refs(*refs[:7], rest=refs[7:])
     *_, d_BTNU, log_sum_BNT, delta_BNT, dk_BSKH, dv_BSKU = of.rest
     j, k, b = (pl.program_id(dim) for dim in range(3))
     own = j * plan.k_block, plan.k_block
