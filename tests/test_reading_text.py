@@ -257,7 +257,15 @@ def test_a_gpus_own_kernels_are_priced_from_what_they_say():
     assert found["modelled_seconds"] == pytest.approx(seconds, rel=1e-3)
 
 
-@pytest.mark.parametrize(("mask", "share"), [("CAUSAL", 0.5), ("NO_MASK", 1.0)])
+@pytest.mark.parametrize(
+    ("mask", "share"),
+    [
+        ('"mask_type":"CAUSAL","sliding_window_length": 0', 0.5),
+        ('"mask_type":"CAUSAL","sliding_window_length": 1024', 7 / 32),
+        ('"mask_type":"CAUSAL","sliding_window_length": 9000', 0.5),
+        ('"mask_type":"NO_MASK"', 1.0),
+    ],
+)
 @pytest.mark.parametrize(("name", "products"), [("", 2), ("Backward", 5)])
 def test_cudnn_attention_is_counted_from_its_shapes(mask, share, name, products):
     q, k = "bf16[2,4096,32,128]{3,2,1,0}", "bf16[2,4096,8,128]{3,2,1,0}"
@@ -267,13 +275,30 @@ def test_cudnn_attention_is_counted_from_its_shapes(mask, share, name, products)
         f"%v = {k} parameter(2)",
         f"ROOT %a = ({q}, u8[0]{{0}}) custom-call(%q, %k, %v), "
         f'custom_call_target="__cudnn$fmhaSoftmax{name}", '
-        f'backend_config={{"mask_type":"{mask}"}}',
+        f"backend_config={{{mask}}}",
     )
     found = read_module(text, {"fsdp": 8}, "h100:1x8")
     pairs = 2 * 4096 * 4096 * 32 * 128 * share
     assert found["flops"] == 2 * products * pairs
     assert found["scheduled_seconds"] is None
     rate = 9.89e14 * price.FITTED["NVIDIA"].attention
+    assert found["step_seconds"] == pytest.approx(found["flops"] / rate, rel=0.01)
+
+
+def test_attention_in_a_kernel_of_our_own_is_priced_as_such():
+    q = "bf16[2,4096,32,128]{3,2,1,0}"
+    kernel = (
+        f"ROOT %a = {q} custom-call({q} %arg.0), "
+        'custom_call_target="__gpu$xla.gpu.triton", '
+        'metadata={op_name="attention/attend/flash_forward/pallas_call"}, '
+        "backend_config={serialized_metadata = "
+        r'"{\22flops\22: \22274877906944\22}"}'
+    )
+    found = read_module(
+        module(f"%arg.0 = {q} parameter(0)", kernel), {"fsdp": 8}, "h100:1x8"
+    )
+    assert found["flops"] == 274877906944
+    rate = 9.89e14 * price.FITTED["NVIDIA"].triton_attention
     assert found["step_seconds"] == pytest.approx(found["flops"] / rate, rel=0.01)
 
 

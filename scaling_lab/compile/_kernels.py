@@ -16,6 +16,7 @@ from scaling_lab.compile._module import Computation, Instruction
 _SAYS = re.compile(r'"cost_estimate":\s*(\{[^}]*\})')
 #: What a kernel of ours on a GPU says, `parallel.experts.tiled` and `parallel.triton`.
 _TOLD = re.compile(r"\\22(\w+)\\22: \\22(\d+)\\22")
+_WINDOW = re.compile(r'"sliding_window_length":\s*(\d+)')
 _BLOCK = re.compile(r"block_(q|kv)(_dkv|_dq)?\W+(\d+)")
 #: Products of rows by their groups' weights on a TPU, and what `parallel.experts` says
 #: of them: how many of the rows that there is room for come in the mean.
@@ -136,12 +137,21 @@ def _kind(instruction: Instruction) -> str:
     return "forward" if "splash" in kernel or "flash" in kernel else ""
 
 
+def _of_cudnn(config: str, keys: int) -> float:
+    """The share of pairs that cuDNN's kernel is told to compute."""
+    if "CAUSAL" not in config:
+        return 1.0
+    told = _WINDOW.search(config)
+    window = min(int(told[1]) if told else 0, keys)
+    return window / keys * (1 - window / (2 * keys)) if window else 0.5
+
+
 def _density(
     instruction: Instruction, operands: list[_shapes.Array], kind: str, keys: int
 ) -> float:
     """The share of pairs that a kernel computes."""
     if "fmha" in instruction.target:
-        return 0.5 if "CAUSAL" in instruction.config else 1.0
+        return _of_cudnn(instruction.config, keys)
     sizes = {k + v: int(n) for k, v, n in _BLOCK.findall(instruction.attributes)}
     part = {"forward": "", "dq": "_dq"}.get(kind, "_dkv")
     rows, columns = sizes.get("q" + part), sizes.get("kv" + part)
