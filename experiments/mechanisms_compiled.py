@@ -3,8 +3,9 @@
 Run:     python -m experiments.mechanisms_compiled [--compile] [--only h100] [--json]
 Takes:   a second from results/; with --compile, for what is not there, ten minutes of
          two CPU cores for the GPU and forty for the TPU.
-Expect:  every mechanism compiles for both, and none is resharded where its layout does
-         not imply it (``unasked`` is 0).
+Expect:  every mechanism compiles for both, but optimizer state on the host for the TPU
+         alone, and none is resharded where its layout does not imply it (``unasked`` is
+         0).
 
 Widths are true (Llama 8B, Mixtral 8x7B and others), layers as few as the mechanism
 needs, eight chips. Nothing here has run. Collectives that stand in branches of a

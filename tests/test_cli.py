@@ -215,6 +215,14 @@ def test_the_contract_command_says_how_many_runs_and_how_long(call, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_dry_run_says_which_runs_cannot_be(call):
+    words = "--layout data=2,stage=4+interleaved=2 fsdp=8+capacity fsdp=8"
+    code, out, _ = call(f"sweep --target cpu:8 {words} --steps 2 --dry-run")
+    assert code == 1 and out.count("illegal: ") == 2
+    assert "L=4 layers do not divide" in out
+    assert "+capacity says how tokens reach experts, and llama has none" in out
+
+
 @pytest.fixture
 def finished(monkeypatch):
     """Runs end at once: those of seed 1 as out of memory, the others well."""

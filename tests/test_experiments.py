@@ -160,11 +160,14 @@ def test_mechanisms_move_what_their_layouts_imply():
     """And no collective stands in a branch."""
     table = load("mechanisms_compiled")
     rows = table.answer(record.latest(record.read(table.RESULTS)))["rows"]
+    refused = [("h100:1x8", "optimizer on the host")]  # its devices tell of no host
     for row in rows:
-        if row["peak_bytes"] is not None:
-            assert row["status"] == "ok", row
-            assert not row["unasked"], row
-            assert row["in_branches"] == [], row
+        if (row["target"], row["mechanism"]) in refused:
+            assert row["status"] == "illegal", row
+            continue
+        assert row["status"] == "ok", row
+        assert not row["unasked"], row
+        assert row["in_branches"] == [], row
 
 
 def test_verbs_add_no_operation_to_what_is_compiled():

@@ -264,7 +264,7 @@ def run_of(layout, **changes):
 @pytest.mark.parametrize(
     ("layout", "changes", "said"),
     [
-        ("context=8", {"length": 100}, "T=100 .* nearest length: 96, 104"),
+        ("context=8", {"length": 100}, "length=100 .* nearest length: 96, 112"),
         ("expert=16", {"batch": 16}, "E=8 .* nearest expert that divide it: 4, 8"),
         ("expert=8", {"routing": Routing(9)}, "top_k=9 of E=8 experts; use 1 to 8"),
         ("fsdp=8", {"routing": Routing(2, "tanh")}, "say softmax or sigmoid"),

@@ -98,7 +98,8 @@ FLAGS: tuple[tuple[str, Any, Any, str], ...] = (
         str | None,
         None,
         "What layers see of a document: causal, window=128, window=128,global=4 (every "
-        "fourth layer sees all), chunk=256, prefix=64 or blocks=MAP.json.",
+        "fourth layer sees all), chunk=256, prefix=64, blocks=MAP.json or "
+        "top=4,block=32 (blocks that the model chooses).",
     ),
     ("tokenizer", str, "byte", "byte, bpe:8192, or a tokenizer.json."),
     ("held_out_fraction", float, 0.05, "Share of the text kept for evaluation."),

@@ -37,8 +37,7 @@ class Asked:
     optimizer: str = "adamw"
     """adamw, lion, muon or adafactor; its state counts in memory."""
     axes: str | None = None
-    """Mesh axes that may be used, separated by commas. Default: all; with --compile
-    data,expert,fsdp,context,tensor, which runs are trained and compiled with here."""
+    """Mesh axes that may be used, separated by commas. Default: all."""
     wide_tensor: bool = False
     """Let tensor leave the scale-up network (a node, an NVLink domain)."""
     node_gbps: float | None = None

@@ -99,9 +99,7 @@ def run_configs(
         seconds = sweeps.estimate_seconds(configs)
         say.print(f"{len(configs)} runs, about {_duration(seconds)} on this machine")
     if dry_run:
-        for config in configs:
-            say.print(f"  {_label(config)}", soft_wrap=True)
-        return 0
+        return _foretold(configs, say)
     if how == "branches":
         _start(configs)
     options: dict[str, Any] = {"keep_stale": keep_stale}
@@ -114,6 +112,21 @@ def run_configs(
                 configs, out, timeout=timeout, watch=watch, run=run, **options
             )
     return show_summary(summary, say, as_json=json)
+
+
+def _foretold(configs: list[Any], say: Console) -> int:
+    """Names the runs, and of those that cannot be says why; 1 if there are any."""
+    from scaling_lab.config import validate
+
+    failed = 0
+    for config in configs:
+        say.print(f"  {_label(config)}", soft_wrap=True)
+        try:
+            validate(config)
+        except ValueError as error:
+            failed = 1
+            say.print(f"    illegal: {error}", soft_wrap=True, markup=False)
+    return failed
 
 
 def _start(configs: list[Any]) -> None:

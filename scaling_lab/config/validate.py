@@ -195,10 +195,16 @@ def _check_away(config: RunConfig) -> None:
 
 def _check_experts(config: RunConfig) -> None:
     routing = getattr(config.model, "routing", None)
+    bound = config.layout.mechanism("experts", "")
     if routing is None:
+        if bound:
+            raise IllegalLayout(
+                f"layout {config.layout.name!r}: +{bound} says how tokens reach "
+                f"experts, and {config.family} has none; leave it out, or ask mixtral, "
+                "qwen3_moe or deepseek"
+            )
         return
     routing.check(config.model.E)
-    bound = config.layout.mechanism("experts", "")
     if bound == "capacity" and routing.choice == "expert":
         raise ValueError(
             "routing choice='expert' gives each expert a full queue, and +capacity "

@@ -61,6 +61,7 @@ def check(
                 _divides(layout, f"{kind} of {path}", letter, size, axes)
     for signature in (*ACTIVATIONS, *_weights_in_use(params)):
         layout.spec("acts", signature)  # raises where two dims share an axis
+    _halves(layout, sizes)  # of positions this says more than that they do not divide
     for letter, size in sizes.items():
         _divides(layout, "acts", letter, size, layout.spec("acts", letter)[0])
     for signature, override in layout.acts.items():
@@ -69,7 +70,6 @@ def check(
             for letter, axes in zip(signature, spec, strict=True):
                 if letter in sizes:
                     _divides(layout, f"acts {signature}", letter, sizes[letter], axes)
-    _halves(layout, sizes)
     _whole_heads(layout, sizes)
     _every_axis_used(layout, sizes, params)
 

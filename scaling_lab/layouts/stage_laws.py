@@ -80,5 +80,5 @@ def check_turns(layout: Layout, depths: Sequence[int]) -> None:
             f"layout {layout.name!r}: layers of unlike kinds take turns in runs of "
             f"{', '.join(map(str, depths))}, and stages alternate over the last run, "
             f"which wants most of the layers and one for each of stage={stages}; leave "
-            f"+{layout.mechanism('stack', '')} out, or say +interleaved=2"
+            f"+{layout.mechanism('stack', '')} out"
         )
