@@ -200,8 +200,8 @@ def _check_experts(config: RunConfig) -> None:
         if bound:
             raise IllegalLayout(
                 f"layout {config.layout.name!r}: +{bound} says how tokens reach "
-                f"experts, and {config.family} has none; leave it out, or ask mixtral, "
-                "qwen3_moe or deepseek"
+                f"experts, and {config.family} has none; leave +{bound} out, or ask "
+                "mixtral, qwen3_moe or deepseek"
             )
         return
     routing.check(config.model.E)

@@ -19,8 +19,8 @@ def _less(layout, word):
     return re.sub(rf"\+{re.escape(word)}(=\d+)?", "", layout)
 
 
-#: What a refusal says -> what it changes, of layout, batch, length, accumulate and
-#: axis_type.
+#: What a refusal says -> what it changes, of layout, batch, length, accumulate,
+#: axis_type and mask.
 ADVICE = [
     (r"nearest length: (\d+)", lambda run, n: {"length": int(n)}),
     (
@@ -47,6 +47,8 @@ ADVICE = [
         r"\+(\w+) and \+?[\w=]+ both say",
         lambda run, word: {"layout": _less(run["layout"], word)},
     ),
+    (r"or say --mask (\S+)", lambda run, text: {"mask": text}),
+    (r"use --length (\d+)", lambda run, n: {"length": int(n)}),
     (r"use --axis-type (\w+)", lambda run, kind: {"axis_type": kind}),
     (r"; write (\S+=\S+)", lambda run, text: {"layout": text}),
     (

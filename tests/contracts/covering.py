@@ -13,8 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from contracts.training import run_of
+from scaling_lab import models
 from scaling_lab.dims import AXES
 from scaling_lab.layouts import Layout, grammar
+from scaling_lab.parallel.masks import Blocks
+from scaling_lab.parallel.sight import Sight
 from scaling_lab.parallel.verbs import Routing
 
 DEVICES, BATCH = 8, 32
@@ -49,9 +52,20 @@ RUN = {
     "stack": ("auto", "scan:2"),
     "accumulate": (4, 1),
     "axis_type": ("auto", "explicit"),
+    "mask": (
+        "causal",
+        "window=12",
+        "window=12,global=2",
+        "chunk=8",
+        "prefix=5",
+        "blocks",
+        "top=1,block=8",
+    ),
 }
 FACTORS = LAYOUT | RUN
 ROUTED = "mixtral"
+#: Of blocks of 4 their own, the one before, the first and the third; a row has 8.
+MAP = Blocks.of(4, [[j in (i, i - 1, 0, 2) for j in range(8)] for i in range(8)])
 #: Need an axis of data.
 OVER_DATA = ("+zero1", "+zero2")
 TRIES = 64
@@ -78,12 +92,16 @@ def axes_of(row):
     return {row.get(factor, "").partition("+")[0] for factor in LAYOUT} - {""}
 
 
-def model_of(name, tiny):
+def model_of(name, mask, tiny):
     """Four layers of one kind; Gemma 3's are local, and their windows cut a row."""
     changes = {"routing": ROUTING} if name == ROUTED else {}
     if name == "gemma3":
         changes = {"window": 12, "period": 8}
-    return tiny(name, L=4, **changes)
+    model = tiny(name, L=4, **changes)
+    if mask == "causal":
+        return model
+    known = Sight(blocks=MAP) if mask == "blocks" else Sight.parse(mask)
+    return models.seeing(model, known)
 
 
 class Case(NamedTuple):
@@ -95,6 +113,7 @@ class Case(NamedTuple):
     stack: str = "auto"
     accumulate: int = 4
     axis_type: str = "auto"
+    mask: str = "causal"
     precision: str = "float32"
 
     @classmethod
@@ -110,21 +129,21 @@ class Case(NamedTuple):
     def config(self, tiny):
         """The case as a run; raises where it cannot be."""
         fields = self._asdict() | {"batch": BATCH}
-        return run_of(
-            model_of(fields.pop("model"), tiny), fields.pop("layout"), **fields
-        )
+        model = model_of(fields.pop("model"), fields.pop("mask"), tiny)
+        return run_of(model, fields.pop("layout"), **fields)
 
     def measure(self):
         """What one device must know: experts have losses of a microbatch."""
         parts = self.accumulate if self.model == ROUTED else 1
-        return self.model, "+capacity" in self.layout, parts, self.precision
+        drops = "+capacity" in self.layout
+        return self.model, self.mask, drops, parts, self.precision
 
     def alone(self, tiny):
         """The same on one device, told to drop what the case drops."""
-        model, drops, parts, precision = self.measure()
+        name, mask, drops, parts, precision = self.measure()
         layout = Layout({}, bind={"experts": "capacity"} if drops else None)
         fields = {"batch": BATCH, "precision": precision, "accumulate": parts}
-        return run_of(model_of(model, tiny), layout, stack="scan", **fields)
+        return run_of(model_of(name, mask, tiny), layout, stack="scan", **fields)
 
 
 def held_by(row):

@@ -9,13 +9,23 @@ from hypothesis import strategies as some
 
 from contracts import advice
 from contracts.training import Trained, run_of, same
+from scaling_lab import models
 from scaling_lab.dims import AXES
 from scaling_lab.layouts import Layout, grammar
+from scaling_lab.parallel.sight import Sight
 from scaling_lab.parallel.verbs import Routing
 
 #: More of both, to look for what is not known yet.
 MORE = int(os.environ.get("SCALING_LAB_EXAMPLES", "1"))
 FAMILIES = ("llama", "gpt2", "gemma3", "mixtral")
+MASKS = (
+    "causal",
+    "window=7",
+    "window=5,global=2",
+    "chunk=6",
+    "prefix=3",
+    "top=1,block=4",
+)
 
 
 @some.composite
@@ -58,7 +68,19 @@ def runs(draw):
         "accumulate": draw(some.sampled_from([1, 2, 3, 4])),
         "axis_type": draw(some.sampled_from(["auto", "explicit"])),
     }
-    return draw(some.sampled_from(FAMILIES)), shape, asked
+    family = draw(some.sampled_from(FAMILIES))
+    if family != "gemma3":  # whose layers see what the family's do
+        masks = MASKS[:-1] if family == "gpt2" else MASKS
+        asked["mask"] = draw(some.sampled_from(masks))
+    return family, shape, asked
+
+
+def run(tiny, family, shape, asked):
+    """The run that is asked; raises where it cannot be."""
+    model = model_of(tiny, family, shape)
+    if asked.get("mask", "causal") != "causal":
+        model = models.seeing(model, Sight.parse(asked["mask"]))
+    return run_of(model, **{key: asked[key] for key in asked if key != "mask"})
 
 
 def model_of(tiny, family, shape):
@@ -87,10 +109,10 @@ def profile(examples, **more):
 def test_whoever_follows_a_refusal_ends_in_a_run(tiny, drawn):
     """Refused before anything is traced, with a nearest, and no refusal comes twice."""
     family, shape, asked = drawn
-    model, heard = model_of(tiny, family, shape), []
+    heard = []
     while True:
         try:
-            run_of(model, **asked)
+            run(tiny, family, shape, asked)
             return
         except ValueError as refusal:
             said = str(refusal)
@@ -101,24 +123,22 @@ def test_whoever_follows_a_refusal_ends_in_a_run(tiny, drawn):
 
 
 @hypothesis.given(runs())
-@profile(4, phases=[hypothesis.Phase.generate])
+@profile(6, phases=[hypothesis.Phase.generate])
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_compiles")
 def test_what_is_legal_trains_as_one_device(tiny, packed, drawn):
     family, shape, asked = drawn
-    model = model_of(tiny, family, shape)
     for _ in range(12):
         try:
-            config = run_of(model, **asked)
+            config = run(tiny, family, shape, asked)
             break
         except ValueError as refusal:
             asked = advice.followed(asked, str(refusal))
     # A refusal may have asked for an axis more.
     hypothesis.assume(1 < config.layout.devices <= jax.device_count())
     hypothesis.note(asked)
-    batches = [
-        packed(asked["batch"], asked["length"], model.V, seed) for seed in range(3)
-    ]
+    model, sizes = config.model, (asked["batch"], asked["length"])
+    batches = [packed(*sizes, model.V, seed) for seed in range(3)]
     alone = {name: asked[name] for name in ("batch", "length")}
     bound = config.layout.mechanism("experts", "")
     bind = {"experts": "capacity"} if bound == "capacity" else None
