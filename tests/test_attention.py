@@ -38,10 +38,10 @@ def interpreted(kernel):
     )
 
 
-def small_blocks(monkeypatch):
+def small_blocks(monkeypatch, k_block=128):
     """Several blocks of every row that the tests below have."""
     monkeypatch.setattr(mosaic, "Q_BLOCK", 128)
-    monkeypatch.setattr(mosaic, "K_BLOCK", 128)
+    monkeypatch.setattr(mosaic, "K_BLOCK", k_block)
     monkeypatch.setattr(triton, "FORWARD", (64, 32))
     monkeypatch.setattr(triton, "BACKWARD", (32, 64))
 
@@ -220,13 +220,19 @@ def test_divided_sequences_in_the_kernel_for_tpus(mechanism, monkeypatch):
 
 
 @pytest.mark.parametrize("mechanism", ["gather", "ring"])
-def test_divided_sequences_in_the_kernel_for_gpus(mechanism, monkeypatch):
-    divided(mechanism, triton, 256, monkeypatch)
+@pytest.mark.parametrize("length", [256, 192])
+def test_divided_sequences_in_the_kernel_for_gpus(mechanism, length, monkeypatch):
+    divided(mechanism, triton, length, monkeypatch)
 
 
-def divided(mechanism, kernel, length, monkeypatch, whole=WHOLE):
+def test_no_block_of_gathered_keys_crosses_the_end_of_a_chunk(monkeypatch):
+    """A chunk of 384, which blocks of 256 do not divide, though they do half a row."""
+    divided("gather", mosaic, 1536, monkeypatch, k_block=256)
+
+
+def divided(mechanism, kernel, length, monkeypatch, whole=WHOLE, k_block=128):
     """Two shards whose kernels are a machine's that is not here, against one."""
-    small_blocks(monkeypatch)
+    small_blocks(monkeypatch, k_block)
     batch = packed(((length // 3, length - length // 3), (length - 60, 11, 49)))
     given, order = arrays(length), context.zigzag(length, 2)
     wanted = result_and_gradients(attention.dense, masks.causal_mask(batch), *given)

@@ -285,12 +285,20 @@ def test_cudnn_attention_is_counted_from_its_shapes(mask, share, name, products)
     assert found["step_seconds"] == pytest.approx(found["flops"] / rate, rel=0.01)
 
 
-def test_attention_in_a_kernel_of_our_own_is_priced_as_such():
+@pytest.mark.parametrize(
+    "name",
+    [
+        "attention/attend/flash_forward/pallas_call",
+        "jit(f)/transpose(jvp(flash_of_keys))/pallas_call",
+        "flash_of_queries/pallas_call",
+    ],
+)
+def test_attention_in_a_kernel_of_our_own_is_priced_as_such(name):
     q = "bf16[2,4096,32,128]{3,2,1,0}"
     kernel = (
         f"ROOT %a = {q} custom-call({q} %arg.0), "
         'custom_call_target="__gpu$xla.gpu.triton", '
-        'metadata={op_name="attention/attend/flash_forward/pallas_call"}, '
+        f'metadata={{op_name="{name}"}}, '
         "backend_config={serialized_metadata = "
         r'"{\22flops\22: \22274877906944\22}"}'
     )

@@ -16,6 +16,8 @@ from scaling_lab.compile._module import Computation, Instruction
 _SAYS = re.compile(r'"cost_estimate":\s*(\{[^}]*\})')
 #: What a kernel of ours on a GPU says, `parallel.experts.tiled` and `parallel.triton`.
 _TOLD = re.compile(r"\\22(\w+)\\22: \\22(\d+)\\22")
+#: Names of `parallel.triton`'s kernels, wherever transforms leave them.
+_FLASH = re.compile(r"\bflash_(forward|of_queries|of_keys)\b")
 _WINDOW = re.compile(r'"sliding_window_length":\s*(\d+)')
 _BLOCK = re.compile(r"block_(q|kv)(_dkv|_dq)?\W+(\d+)")
 #: Products of rows by their groups' weights on a TPU, and what `parallel.experts` says
@@ -35,7 +37,7 @@ def is_attention(instruction: Instruction) -> bool:
 
 def is_triton_attention(instruction: Instruction) -> bool:
     """Whether it is `parallel.triton`'s."""
-    return "triton" in instruction.target and "/flash_" in instruction.op_name
+    return "triton" in instruction.target and bool(_FLASH.search(instruction.op_name))
 
 
 def flops(computation: Computation, instruction: Instruction) -> float:

@@ -5,7 +5,7 @@ beside the sum of many, and rounding to the nearest would lose it every time. Ro
 with the probability of the part that is lost, it arrives in the mean (Gupta et al.
 2015, "Deep Learning with Limited Numerical Precision", section 3). Chance is a function
 of the step and the parameter's name, so every layout rounds alike. Norms and biases
-stay in float32.
+stay in float32. A pipeline adds its microbatches up to the nearest.
 """
 
 from __future__ import annotations

@@ -156,7 +156,8 @@ def _scores(q_BKGTH: Array, k_BKSH: Array) -> Array:
 
 def _cut(q_BTNH: Array, k_BSKH: Array, v_BSKU: Array, mask: Mask) -> _Cut:
     groups, width = k_BSKH.shape[2], q_BTNH.shape[-1]
-    blocks = tuple(flash.block(a.shape[1], mask, BLOCK) for a in (q_BTNH, k_BSKH))
+    own = q_BTNH.shape[1]
+    blocks = tuple(flash.block(a.shape[1], own, mask, BLOCK) for a in (q_BTNH, k_BSKH))
     known = mask.ordered or mask.row is not None
     counts = (q_BTNH.shape[1] // blocks[0], k_BSKH.shape[1] // blocks[1])
     pairs_QS = mask.pairs_QS(*blocks) if known else jnp.ones(counts, bool)

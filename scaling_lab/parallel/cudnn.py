@@ -27,7 +27,8 @@ def attend(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Mask) -> Array:
     A map of blocks, a prefix, wider heads and float32 are for `triton`. Where that has
     no form either (decoding, odd lengths) this is `attention.dense`.
     """
-    if not suits(q_BTNH, k_BSKH, mask):
+    alike = q_BTNH.shape[-1] == v_BSKH.shape[-1]
+    if not (alike and suits(q_BTNH, k_BSKH, mask)):
         fits = triton.suits(q_BTNH, k_BSKH, v_BSKH, mask)
         other = triton.attend if fits else attention.dense
         return other(q_BTNH, k_BSKH, v_BSKH, mask)

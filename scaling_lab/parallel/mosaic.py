@@ -134,7 +134,7 @@ def _sides(q_BTNH: Array, k_BSKH: Array, mask: Mask) -> tuple[int, int]:
     """Sides of a block of scores, within one of the map; 0 where there is none."""
 
     def side(array: Array, most: int) -> int:
-        found = flash.block(array.shape[1], mask, most, LANES)
+        found = flash.block(array.shape[1], q_BTNH.shape[1], mask, most, LANES)
         whole = not (found and mask.blocks) or mask.blocks.size % found == 0
         return found if whole else 0
 

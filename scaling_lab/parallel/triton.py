@@ -26,7 +26,7 @@ from scaling_lab.parallel.masks import Mask
 Array = jax.Array
 
 #: Sides of a block of scores at most, forward and backward, of heads of 128 numbers of
-#: 16 bits; what is wider has blocks of keys half as long, to fit a multiprocessor.
+#: 16 bits; what is wider has shorter ones, to fit a multiprocessor.
 FORWARD, BACKWARD = (128, 64), (64, 64)
 #: The widest head, and the shortest side that Triton multiplies.
 WIDEST, SHORTEST = 256, 16
@@ -60,7 +60,7 @@ def suits(q_BTNH: Array, k_BSKH: Array, v_BSKU: Array, mask: Mask) -> bool:
     if mask.picks_BKQC is not None:
         known = mask.ordered
     fits = max(q_BTNH.shape[-1], v_BSKU.shape[-1]) <= WIDEST
-    sides = _sides(q_BTNH, k_BSKH, mask, FORWARD)
+    sides = _sides(q_BTNH, k_BSKH, v_BSKU, mask, FORWARD)
     return known and fits and 0 not in sides
 
 
@@ -78,7 +78,7 @@ def forward(
         bodies.forward,
         (),
         ((batch, length, heads, value), (batch, heads, length)),
-        width + value,
+        bodies.filled(width) + bodies.filled(value),
     )
     return out_BTNU, log_sum_BNT
 
@@ -100,7 +100,7 @@ def backward(
         log_sums = (log_sum_BNT, delta_BNT, d_BTNU)
         return chunked.backward(q_BTNH, k_BSKH, v_BSKU, mask, *log_sums)
     call = _call(q_BTNH, k_BSKH, v_BSKU, mask, BACKWARD, interpret)
-    width, value = q_BTNH.shape[-1], v_BSKU.shape[-1]
+    width, value = map(bodies.filled, (q_BTNH.shape[-1], v_BSKU.shape[-1]))
     run = functools.partial(_run, call)
     (dq_BTNH,) = run(bodies.of_queries, rows, (q_BTNH.shape,), 2 * width + value)
     shapes = (k_BSKH.shape, v_BSKU.shape)
@@ -123,20 +123,24 @@ def attend_chosen(q_BTNH: Array, k_BSKH: Array, v_BSKU: Array, mask: Mask) -> Ar
 
 
 def _sides(
-    q_BTNH: Array, k_BSKH: Array, mask: Mask, most: tuple[int, int]
+    q_BTNH: Array, k_BSKH: Array, v_BSKU: Array, mask: Mask, most: tuple[int, int]
 ) -> tuple[int, int]:
     """Sides of a block of scores, powers of two; 0 where there is none."""
 
+    own = q_BTNH.shape[1]
+
     def side(length: int, most: int, picked: int) -> int:
-        whole = [length // 2 if mask.row is not None else length, picked]
+        # Of a part of a row half of a device's own places have no gap, keys' too.
+        whole = [own // 2 if mask.row is not None else length, picked]
         whole += [mask.blocks.size] if mask.blocks else []
         found = math.gcd(most, *whole)  # `most` is a power of two, so this is one too
         return found if found >= SHORTEST else 0
 
-    wide = q_BTNH.shape[-1] * q_BTNH.dtype.itemsize > 2 * 128
+    size = max(q_BTNH.shape[-1], v_BSKU.shape[-1]) * q_BTNH.dtype.itemsize
+    wide, wider = size > 2 * 128, size > 4 * 128
     rows, block = mask.picked or (0, 0)
-    q_side = side(q_BTNH.shape[1], most[0], rows)
-    return q_side, side(k_BSKH.shape[1], most[1] >> wide, block)
+    q_side = side(own, most[0] >> wider, rows)
+    return q_side, side(k_BSKH.shape[1], most[1] >> (wide + wider), block)
 
 
 def _call(
@@ -147,7 +151,7 @@ def _call(
     most: tuple[int, int],
     interpret: bool,
 ) -> _Call:
-    sides = _sides(q_BTNH, k_BSKH, mask, most)
+    sides = _sides(q_BTNH, k_BSKH, v_BSKU, mask, most)
     (batch, length, heads, width), groups = q_BTNH.shape, k_BSKH.shape[2]
     told: list[Array] = []
     if mask.q_segments_BT is not None and mask.k_segments_BS is not None:
@@ -209,7 +213,8 @@ def _run(
     Args:
       rows: gradient, logarithms and deltas, going backwards.
       shapes: of the results, float32.
-      products: numbers multiplied and added for a pair of positions.
+      products: numbers multiplied and added for a pair of positions, those that fill
+        a width up included.
     """
     plan, (q_BTNH, k_BSKH, *_) = call.plan, call.arrays
     of_keys = body is bodies.of_keys
