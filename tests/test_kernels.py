@@ -85,7 +85,7 @@ def test_attention_is_kept_by_the_name_of_its_residual():
 
 def test_stacked_sequences_are_more_of_them():
     """Two stages with documents of their own, and two copies of each."""
-    attend = stacked.as_sequences(attention.dense, (attention.RESIDUAL,))
+    attend = stacked.as_sequences(attention.dense)
     masks = [mask(), mask(documents=False)]
     masks[1] = dataclasses.replace(
         masks[1],
@@ -109,7 +109,7 @@ def test_a_policy_keeps_what_a_stacked_kernel_names():
     """Kept, a kernel's forward pass stands once in the program."""
     given = jax.tree.map(lambda *a: jnp.stack(a), *[(arrays(), mask())] * 2)
 
-    attend = stacked.as_sequences(chunked.attend, (attention.RESIDUAL,))
+    attend = stacked.as_sequences(chunked.attend)
 
     def products(policy):
         policy = stack.with_residual(policy, attention.RESIDUAL)

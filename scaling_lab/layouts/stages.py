@@ -16,14 +16,7 @@ from scaling_lab.layouts.copies import copies_of
 from scaling_lab.layouts.mesh import partition
 from scaling_lab.layouts.moves import Moves, gather
 from scaling_lab.layouts.tables import Layout, Table, listed
-from scaling_lab.parallel import (
-    alternating,
-    attention,
-    chunks,
-    pipeline,
-    stack,
-    stacked,
-)
+from scaling_lab.parallel import alternating, chunks, pipeline, stack, stacked
 from scaling_lab.parallel.verbs import Batch, Segment
 
 Array = jax.Array
@@ -207,15 +200,10 @@ def within_stage(place: Any, copies: int = 1) -> Any:
         place,
         layout=dataclasses.replace(place.layout, mesh=mesh),
         attend_with=place.attend_stacked or place.attend_with,
-        attend_chosen=_chosen(place),
+        attend_chosen=stacked.as_sequences(place.attend_chosen)
+        if place.attend_stacked
+        else place.attend_chosen,
     )
-
-
-def _chosen(place: Any) -> Any:
-    """Attention under picks where stages are stacked."""
-    if place.attend_stacked is None:
-        return place.attend_chosen
-    return stacked.as_sequences(place.attend_chosen, (attention.RESIDUAL,))
 
 
 def _gathered(inner: Any, params: Mapping[str, Any]) -> Any:

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from scaling_lab.parallel import stack
-from scaling_lab.parallel.attention import Attend
+from scaling_lab.parallel.attention import RESIDUAL, Attend
 from scaling_lab.parallel.masks import Mask
 
 Array = jax.Array
 
 
-def as_sequences(attend: Attend, residuals: tuple[str, ...]) -> Attend:
+def as_sequences(attend: Attend, residuals: tuple[str, ...] = (RESIDUAL,)) -> Attend:
     """`attend` to which whatever `jax.vmap` stacks is more sequences.
 
     What the kernel makes for its backward pass goes from one pass to the other under
