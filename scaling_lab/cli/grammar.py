@@ -101,6 +101,14 @@ FLAGS: tuple[tuple[str, Any, Any, str], ...] = (
         "fourth layer sees all), chunk=256, prefix=64, blocks=MAP.json or "
         "top=4,block=32 (blocks that the model chooses).",
     ),
+    (
+        "routing",
+        str | None,
+        None,
+        "How tokens find experts, where it differs from the size's: top=1, "
+        "choice=expert, gate=sigmoid, capacity=1.25 (with +capacity), balance=1e-2, "
+        "z=1e-3, bias=no …, with commas.",
+    ),
     ("tokenizer", str, "byte", "byte, bpe:8192, or a tokenizer.json."),
     ("held_out_fraction", float, 0.05, "Share of the text kept for evaluation."),
     ("evaluate_batches", int, 4, "Held-out batches of an evaluation."),

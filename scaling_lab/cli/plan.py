@@ -32,6 +32,9 @@ class Asked:
     mask: str | None = None
     """What layers see: causal, window=4096, window=4096,global=6, chunk=8192 …; by
     default what the family's do."""
+    routing: str | None = None
+    """How tokens find experts, where it differs from the model's own: top=1,
+    capacity=1.25 …"""
     precision: str = "bfloat16"
     """Of matrix products: bfloat16, float8, int8, mxfp8, nvfp4 or float32."""
     optimizer: str = "adamw"

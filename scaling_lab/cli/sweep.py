@@ -246,12 +246,14 @@ def _changed(config: Any) -> str:
 
     named = models.family_of(config.model).SIZES.get(config.size, config.model)
     rate, mask = config.optimizer.learning_rate, models.sight(config.model).text
+    routing = models.routing(config.model)
     told = [
         (config.model.D != named.D, f"width {config.model.D}"),
         (config.model.L != named.L, f"{config.model.L} layers"),
         (config.mup is not None, f"muP of {getattr(config.mup, 'D', None)}"),
         (rate != OptimizerConfig.learning_rate, f"rate {rate:g}"),
         (mask != "causal", f"mask {mask}"),
+        (routing != models.routing(named), f"routing {routing}"),
         (config.steps != type(config).steps, f"{config.steps} steps"),
     ]
     return "".join(f", {words}" for is_so, words in told if is_so)

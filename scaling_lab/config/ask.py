@@ -51,8 +51,9 @@ def configure(
         ``width``, ``layers`` and ``vocabulary`` replace the size's (see
         `models.resized`), ``mup`` names the size or the width that the learning rate
         was tuned at (see `config.mup`), ``tokens`` is said instead of ``steps``, as a
-        number that is a whole number of steps, and ``mask`` says what layers
-        see, in the words of `parallel.sight.Sight.parse`. Unless it is given,
+        number that is a whole number of steps, ``mask`` says what layers
+        see, in the words of `parallel.sight.Sight.parse`, and ``routing`` what differs
+        in how tokens find experts, in those of `models.routed`. Unless it is given,
         ``precision`` is float32 on the host's processor and the devices present, and
         bfloat16 on a TPU or GPU that is named; parameters are float32 everywhere.
         ``xla_flags`` are flags, or the name of a set of the chip's (``overlap``).
@@ -60,7 +61,7 @@ def configure(
     Raises:
       ValueError: an unknown word, with the nearest that are known.
     """
-    extra = ("optimizer", "data", "tokenizer", "held_out_fraction", "mask", *_SIZES)
+    extra = ("optimizer", "data", "tokenizer", "held_out_fraction", *_KINDS, *_SIZES)
     for word in words:
         one_of("option", word, sorted({*_RUN, *_OPTIMIZER, *extra}))
     # To every word but one, None is silence; to clip it means never.
@@ -107,6 +108,8 @@ def named_flags(text: str, machine: Target) -> str:
 
 
 _MODEL = {"layers": "L", "vocabulary": "V"}
+#: Words that are about what the model's layers do.
+_KINDS = ("mask", "routing")
 #: Words that are about the model's sizes.
 _SIZES = (*_MODEL, "width", "mup", "tokens")
 
@@ -122,6 +125,10 @@ def _models(family: str, size: str, given: dict[str, Any]) -> tuple[Any, Any]:
         model = dataclasses.replace(model, embed_width=base.embed_width)
     if "mask" in given:
         model = models.seeing(model, Sight.parse(given["mask"]))
+    if "routing" in given:
+        model = models.routed(model, given["routing"])
+        # A router's bias is a parameter, and muP compares the parts of both.
+        base = base and models.routed(base, given["routing"])
     return model, base
 
 

@@ -10,7 +10,8 @@ sizes of dims), `SIZES`, and three pure functions:
 A family may also learn from more than the next token: ``further(config, params, batch,
 place, output)`` gives another `Output`, its ``targets_BT`` and their loss's weight.
 
-What its layers see of a document is its config's ``mask``, a `parallel.sight.Sight`.
+What its layers see of a document is its config's ``mask``, a `parallel.sight.Sight`;
+how tokens find experts, where it has any, its ``routing``, a `parallel.verbs.Routing`.
 
 ``batch`` holds ``tokens_BT``, ``positions_BT`` and ``segments_BT``.
 """
@@ -26,6 +27,7 @@ from typing import Any
 from scaling_lab.models.dial import resized as resized
 from scaling_lab.names import unknown
 from scaling_lab.parallel.sight import Sight
+from scaling_lab.parallel.verbs import routing_fields
 
 
 def families() -> list[str]:
@@ -108,6 +110,59 @@ def seeing(config: Any, sight: Sight) -> Any:
             "by; ask llama, qwen3 or mixtral, or say which it sees: blocks=MAP.json"
         )
     return dataclasses.replace(config, mask=sight)
+
+
+def routing(config: Any) -> str | None:
+    """How a model's tokens find their experts, in words; ``None`` without experts."""
+    if not hasattr(config, "routing"):
+        return None
+    return config.routing.text + ",bias=yes" * getattr(config, "biased", False)
+
+
+def routed(config: Any, text: str) -> Any:
+    """The model whose tokens find their experts in another way.
+
+    Args:
+      text: what is to differ from the model's own, in the words of
+        `parallel.verbs.routing_fields`: ``top=1,gate=sigmoid``.
+
+    Raises:
+      ValueError: no such routing, or a family without experts, or without a bias.
+    """
+    fields = routing_fields(text)
+    name = family_of(config).__name__.rpartition(".")[2]
+    if not hasattr(config, "routing"):
+        some = [each for each in families() if hasattr(size(each, "toy"), "routing")]
+        raise ValueError(
+            f"routing {text}: {name} has no experts; {', '.join(some)} have"
+        )
+    biased = fields.pop("biased", None)
+    if biased is not None:
+        if not hasattr(config, "biased"):
+            raise ValueError(
+                f"routing {text}: routers of {name} have no bias; leave it out, or ask "
+                "deepseek"
+            )
+        config = dataclasses.replace(config, biased=biased)
+    config = dataclasses.replace(
+        config, routing=dataclasses.replace(config.routing, **fields)
+    )
+    config.routing.check(config.E)
+    _check_chosen(config)
+    return config
+
+
+def _check_chosen(config: Any) -> None:
+    """Raises if experts choose, and something is left that only tokens' choices use."""
+    if config.routing.choice != "expert":
+        return
+    left = ["groups=1"] * (config.routing.groups > 1)
+    left += ["bias=no"] * getattr(config, "biased", False)
+    if left:
+        raise ValueError(
+            "routing choice=expert: experts choose among all tokens, without groups "
+            f"and bias; say {','.join(left)} too"
+        )
 
 
 def further(config: Any, params: Any, batch: Any, place: Any, output: Any) -> Any:

@@ -11,11 +11,13 @@ verb's name is the stem of its weight: ``ffn/gate`` contracts ``gate_DF``.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from scaling_lab.names import one_of
 from scaling_lab.parallel.masks import Batch, Mask
 
 Array = jax.Array
@@ -50,6 +52,15 @@ class Routing:
     balance: float = 0.01
     z: float = 0.0
 
+    @property
+    def text(self) -> str:
+        """The words that say it: a token's experts, and what is not the default."""
+        told = {word: getattr(self, field) for word, field in _ROUTING.items()}
+        usual = {word: getattr(Routing(), field) for word, field in _ROUTING.items()}
+        said = {w: v for w, v in told.items() if w == "top" or v != usual[w]}
+        words = {w: v if v is not False else "no" for w, v in said.items()}
+        return ",".join(f"{word}={value}" for word, value in words.items())
+
     def check(self, experts: int) -> None:
         """Raises unless a layer of so many experts can be routed so.
 
@@ -80,6 +91,65 @@ class Routing:
                 f"top_k={self.top_k} is more than the {self.top_groups * size} experts "
                 f"of {self.top_groups} groups; raise top_groups"
             )
+
+
+#: Words of a routing, and the fields they fill.
+_ROUTING = {
+    "top": "top_k",
+    **{f.name: f.name for f in dataclasses.fields(Routing) if f.name != "top_k"},
+}
+_EITHER = {
+    "gate": ("softmax", "sigmoid"),
+    "choice": ("token", "expert"),
+    "normalise": ("yes", "no"),
+    "bias": ("yes", "no"),
+}
+_COUNTS = ("top", "groups", "top_groups")
+#: Words whose number may be 0: without that loss.
+_WEIGHTS = ("balance", "z")
+
+
+def routing_fields(text: str) -> dict[str, Any]:
+    """Fields of `Routing` from words, as ``top=1,gate=sigmoid``.
+
+    ``bias`` fills ``biased``, which is no field of it: whether a router has one is its
+    family's to say.
+
+    Raises:
+      ValueError: an unknown word or a value that cannot be, with those that can.
+    """
+    found: dict[str, Any] = {}
+    for part in text.split(","):
+        word, _, value = (piece.strip() for piece in part.partition("="))
+        one_of("word of routing", word, (*_ROUTING, "bias"))
+        field = _ROUTING.get(word, "biased")
+        if field in found:
+            raise ValueError(f"routing {text!r} says {word} twice")
+        found[field] = _value(word, value)
+    return found
+
+
+def _value(word: str, value: str) -> Any:
+    """The value of one word of a routing."""
+    if word in _EITHER:
+        one_of(f"{word} of routing", value, _EITHER[word])
+        return value == "yes" if "yes" in _EITHER[word] else value
+    if word in _COUNTS:
+        if value.isdecimal() and int(value):
+            return int(value)
+        raise ValueError(
+            f"routing {word}={value}: needs a whole number of at least 1, as {word}=2"
+        )
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if math.isfinite(number) and (number > 0 or number == 0 and word in _WEIGHTS):
+        return number
+    least, such = ("of at least 0", 0.01) if word in _WEIGHTS else ("above 0", 1.25)
+    raise ValueError(
+        f"routing {word}={value}: needs a number {least}, as {word}={such}"
+    )
 
 
 class TokenLoss(NamedTuple):

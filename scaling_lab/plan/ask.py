@@ -14,7 +14,7 @@ from scaling_lab.hardware import parse_target
 from scaling_lab.names import one_of
 from scaling_lab.plan.answer import Plan, plan
 from scaling_lab.plan.question import Question, sequences
-from scaling_lab.plan.shape import of_config, read, seeing
+from scaling_lab.plan.shape import of_config, read, routed, seeing
 
 #: What people type for a precision.
 _SHORT = {
@@ -48,12 +48,13 @@ def ask(
       calibration: a file of `scaling-lab calibrate`.
       words: ``precision``, ``optimizer``, ``node_gbps``, ``axes``, ``wide_tensor``,
         as `Question` has them; ``axes`` may be text with commas. ``mask`` says what
-        layers see: `shape.seeing`.
+        layers see, ``routing`` how tokens find experts: `shape.seeing`,
+        `shape.routed`.
 
     Raises:
       ValueError: an unknown word, with the nearest that are known.
     """
-    known = ["mask", *(field.name for field in dataclasses.fields(Question))]
+    known = ["mask", "routing", *(field.name for field in dataclasses.fields(Question))]
     for word in words:
         one_of("word", word, known)
     given = {word: value for word, value in words.items() if value is not None}
@@ -70,6 +71,8 @@ def ask(
         shape = dataclasses.replace(shape, name=f"{family} {size}")
     if (mask := given.pop("mask", None)) is not None:
         shape = seeing(shape, mask)
+    if (routing := given.pop("routing", None)) is not None:
+        shape = routed(shape, routing)
     return Question(
         shape=shape,
         target=parse_target(target),

@@ -20,7 +20,7 @@ from scaling_lab.plan import hf_families, hf_fields, huggingface
 from scaling_lab.plan.hf_fields import whole
 from scaling_lab.plan.huggingface import Shape
 
-__all__ = ["Shape", "of_config", "read", "seeing"]
+__all__ = ["Shape", "of_config", "read", "routed", "seeing"]
 
 
 def of_config(config: Any) -> Shape:
@@ -73,6 +73,24 @@ def seeing(shape: Shape, mask: str) -> Shape:
             "what its own file says"
         )
     config = models.seeing(shape.config, Sight.parse(mask))
+    return dataclasses.replace(shape, config=config, **sizes(config))
+
+
+def routed(shape: Shape, routing: str) -> Shape:
+    """The model whose tokens find their experts in another way.
+
+    Args:
+      routing: what is to differ, as `models.routed` reads it: ``top=1``.
+
+    Raises:
+      ValueError: no such routing; no family of ours, or one without experts.
+    """
+    if shape.config is None:
+        raise ValueError(
+            f"routing {routing}: {shape.name} is no family of this lab yet; its tokens "
+            "find experts as its own file says"
+        )
+    config = models.routed(shape.config, routing)
     return dataclasses.replace(shape, config=config, **sizes(config))
 
 

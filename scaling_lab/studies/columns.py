@@ -3,6 +3,7 @@
 Bytes are per device and, for collectives, per step. ``<axis>`` columns exist for the
 axes that some run communicated over, ``predicted_`` columns when some run has a
 prediction, ``<convention>`` columns for the FLOP conventions some run reports.
+``expert_`` columns are means over layers and steps, empty without experts.
 """
 
 from __future__ import annotations
@@ -14,14 +15,9 @@ from collections.abc import Iterable
 AXES = ("data", "fsdp", "tensor", "context", "expert", "stage")
 
 #: What the clock says about speed: it ranks nothing on simulated devices.
-SPEED = (
-    "step_seconds",
-    "step_seconds_p5",
-    "step_seconds_p95",
-    "repeats",
-    "tokens_per_second",
-    "tokens_per_second_per_device",
-    "hfu",
+SPEED = frozenset(
+    "step_seconds step_seconds_p5 step_seconds_p95 repeats tokens_per_second "
+    "tokens_per_second_per_device hfu".split()
 )
 RANK_NOTHING = "simulated: do not rank"
 
@@ -88,6 +84,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("steps", _A + "steps", "count", "steps", "optimizer steps asked for"),
     Column("seed", _A + "seed", "count", "seed", "of parameters and data's order"),
     Column("mask", _A + "mask", "text", "mask", "what layers see of a document"),
+    Column("routing", _A + "routing", "text", "routing", "of tokens to experts"),
     Column("remat", _A + "remat", "text", "remat", "what is computed again"),
     Column("precision", _A + "precision", "text", "precision", "of arithmetic"),
     Column("accumulate", _A + "accumulate", "count", "accumulate", "microbatches"),
@@ -202,6 +199,27 @@ COLUMNS: tuple[Column, ...] = (
         "bits per byte at the last evaluation",
     ),
     Column("hfu", _M + "hfu", "fraction", "HFU", "hardware FLOPs utilisation"),
+    Column(
+        "expert_imbalance",
+        _M + "experts.imbalance.mean",
+        "number",
+        "load imbalance",
+        "rows of the busiest expert over an expert's mean",
+    ),
+    Column(
+        "expert_dropped",
+        _M + "experts.dropped.mean",
+        "fraction",
+        "rows dropped",
+        "share of experts' rows that found no place",
+    ),
+    Column(
+        "expert_entropy",
+        _M + "experts.entropy.mean",
+        "number",
+        "router entropy",
+        "of a token's affinities to experts, in nats",
+    ),
     Column("jax", _P + "versions.jax", "text", "jax", "version"),
     Column(
         "xla_flags",

@@ -26,10 +26,13 @@ _APART = {
     "measured.step_seconds.all",
     "measured.loss.steps",
     "measured.loss.values",
+    "measured.experts.steps",
+    "measured.experts.imbalance.values",
+    "measured.experts.dropped.values",
     "measured.held_out.steps",
     "measured.held_out.bits_per_byte",
 }
-_FRACTIONS = ("measured.mfu.", "measured.hfu")
+_FRACTIONS = ("measured.mfu.", "measured.hfu", "measured.experts.dropped.")
 
 
 def each_run(

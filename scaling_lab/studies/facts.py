@@ -18,6 +18,7 @@ ASKED = (
     "size",
     "params",
     "mask",
+    "routing",
     "target",
     "devices",
     "layout",

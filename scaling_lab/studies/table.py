@@ -73,7 +73,8 @@ def leading_columns(
     memory += ["compile_seconds"] * in_full
     compiled = [*memory, "collective_bytes", *axis_columns(frame)]
     measured = ["loss", "loss_relative_difference", "held_out_bits_per_byte"]
-    measured = ["measured_peak_bytes", *measured]
+    measured = ["measured_peak_bytes", *measured, "expert_imbalance", "expert_dropped"]
+    measured += ["expert_entropy"] * in_full
     spread = ["step_seconds_p5", "step_seconds_p95", "repeats"] * in_full
     mfu = [str(name) for name in frame if str(name).startswith("mfu_")]
     mfu = [*mfu, "hfu"] if in_full else mfu[:1]

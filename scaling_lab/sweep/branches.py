@@ -9,6 +9,7 @@ what it leaves is, number by number, what it would have left alone.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
@@ -151,6 +152,7 @@ class _Tree:
         self.program, self.compiled = compile_step(program, self.state, first)
         self.losses: list[float] = []
         self.seconds: list[float] = []
+        self.routed = measure.Routed()
 
     def branch(self, config: RunConfig) -> dict[str, Any]:
         """A record's columns: the trunk grown to where a run leaves it, and the rest.
@@ -159,7 +161,9 @@ class _Tree:
         """
         self.watch("start", config, {"stale": False})
         start = cooldown_start(config.optimizer, config.steps)
-        self.state, *grown = self._trained(self.program, self.state, config, start)
+        self.state, *grown = self._trained(
+            self.program, self.state, config, start, self.routed
+        )
         self.losses += grown[0]
         self.seconds += grown[1]
         if config is self.longest:
@@ -168,7 +172,8 @@ class _Tree:
             state = jax.tree.map(jnp.copy, self.state)
             program = make_program(config)
             program, compiled = compile_step(program, state, self._first(config))
-        state, *own = self._trained(program, state, config, config.steps)
+        routed = copy.deepcopy(self.routed)
+        state, *own = self._trained(program, state, config, config.steps, routed)
         losses, seconds = self.losses + own[0], self.seconds + own[1]
         clock = measure.spread(seconds)  # without the first steps of every part
         measured = {
@@ -178,6 +183,7 @@ class _Tree:
                 "values": losses,
                 "final": losses[-1],
             },
+            **routed.column(),
             "peak_bytes": measure.device_peak_bytes(),
             "held_out": held_out(program, state.params, self.dataset),
             **measure.throughput(config, clock["median"] if clock else None),
@@ -193,7 +199,12 @@ class _Tree:
         return train_stream(config, self.dataset).batch(0)
 
     def _trained(
-        self, program: Program, state: TrainState, config: RunConfig, until: int
+        self,
+        program: Program,
+        state: TrainState,
+        config: RunConfig,
+        until: int,
+        routed: measure.Routed,
     ) -> tuple[TrainState, list[float], list[float]]:
         """The state after so many steps in all; losses and seconds of the new ones."""
         first = int(state.step)
@@ -204,7 +215,7 @@ class _Tree:
             facts = {"number": number, "loss": loss, "seconds": seconds}
             self.watch("step", config, facts)
 
-        state, measured = measure.train(program, state, batches, tell, first)
+        state, measured = measure.train(program, state, batches, tell, first, routed)
         clock = measured["step_seconds"]
         values = measured["loss"]["values"]
         seconds = clock["all"] if clock else []

@@ -157,6 +157,7 @@ class _Log:
         self.seconds: list[float] = []
         self.steps: list[int] = []
         self.losses: list[float] = []
+        self.routed = measure.Routed()
         self.evaluations: list[tuple[int, float]] = []
         self.last = time.perf_counter()
 
@@ -165,6 +166,7 @@ class _Log:
         self.seconds.append(now - self.last)
         self.steps.append(number)
         self.losses.append(float(metrics["loss"]))
+        self.routed.add(number, metrics)
         self.watch(
             "step",
             {"number": number, "loss": self.losses[-1], "seconds": self.seconds[-1]},
@@ -206,6 +208,7 @@ class _Log:
                 "values": self.losses,
                 "final": self.losses[-1] if self.losses else None,
             },
+            **self.routed.column(),
             "peak_bytes": measure.device_peak_bytes(),
             "held_out": {
                 "steps": [number for number, _ in self.evaluations],

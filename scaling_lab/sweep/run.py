@@ -122,10 +122,12 @@ def check_machine(config: RunConfig) -> None:
 def asked(config: RunConfig) -> dict[str, Any]:
     """The record's ``asked`` column: the config, and what people call its parts."""
     target = config.parsed_target()
+    routing = models.routing(config.model)
     return {
         "family": config.family,
         "size": config.size,
         "mask": models.sight(config.model).text,
+        **({"routing": routing} if routing else {}),
         "layout": config.layout.name,
         "mesh": dict(config.layout.mesh),
         "target": config.target,

@@ -61,11 +61,17 @@ def generate(
 
 
 def check_room(model: Any, prompt: int, tokens: int) -> None:
-    """Raises unless a model has positions for a prompt and what follows it.
+    """Raises unless a model can continue a prompt, and has positions for both.
 
     Raises:
-      ValueError: an empty prompt, or more positions than the model has.
+      ValueError: an empty prompt, more positions than the model has, or experts that
+        choose among later tokens too.
     """
+    if getattr(getattr(model, "routing", None), "choice", "token") == "expert":
+        raise ValueError(
+            "routing choice=expert: experts choose among later tokens too, which a "
+            "sample does not have yet; say --sample 0, or train with choice=token"
+        )
     total = prompt + tokens
     longest = getattr(model, "length", total)
     blocks = models.sight(model).blocks
