@@ -7,7 +7,7 @@ import numpy as np
 from scaling_lab.cost.activations import is_stack
 from scaling_lab.cost.efficiencies import Calibration
 from scaling_lab.cost.points import Points
-from scaling_lab.cost.shapes import Column, Shapes, gathers
+from scaling_lab.cost.shapes import Column, Shapes, gathers, says_sums
 
 #: Seconds to start a ring, and of each of its hops within the scale-up network and
 #: out of it: NCCL's tuning model (src/graph/tuning.cc, rings, protocol Simple), and on
@@ -116,16 +116,28 @@ class Wires:
     def experts(self) -> Column:
         """One block's dispatch and combine, forward."""
         p = self.p
+        size, token = p.expert, self.s.tokens * p.d_model * 2 / p.tensor
+        # Every token to all that hold experts, and their sums back.
+        round_ring = 2 * self.ring("expert", size, token * size)
+        exchanged = np.where(size > 1, self._exchanged(), 0.0)
+        return np.where(p.ring_of_experts > 0, round_ring, exchanged)
+
+    def _exchanged(self) -> Column:
+        """Rows to their experts and back; of places the empty ones too."""
+        p = self.p
         payload = self.s.tokens * p.top_k * p.d_model * 2 / p.tensor
+        placed = ~np.isnan(p.places)
+        payload = payload * np.where(placed, p.places, 1.0)
         size, stride = p.expert, self.stride["expert"]
         members = np.clip(np.floor(p.scale_up / stride), 1, size)
         nodes = size / members
         # A token goes to another node once, however many of its experts live there.
         k = np.maximum(p.top_k, 1)
         reached = nodes * (1 - (1 - 1 / np.maximum(nodes, 1)) ** k) / k
+        reached = np.where(placed, 1.0, reached)  # but with every place it has
         far = payload * np.minimum(reached, 1) * (1 - 1 / nodes) / self.network
         near = payload * (members - 1) / members / self.link
-        return np.where(size > 1, 2 * np.maximum(near, far), 0.0)
+        return 2 * np.maximum(near, far)
 
     def fsdp(self, held: Column, experts: Column) -> Column:
         """One block's weights gathered and their gradients reduced, ZeRO-3.
@@ -162,8 +174,10 @@ class Wires:
     def gradients(self, held: Column) -> Column:
         """Reducing gradients over data replicas and handing parameters back."""
         p = self.p
-        payload = held * (p.grad_bytes + 2)
-        return self.collective("data", p.data, payload)
+        summed = np.where(p.zero_stage == 2, 1, 2) * p.reduced_bytes
+        back = np.where((p.zero_stage == 1) | (p.zero_stage == 2), 2.0, 0.0)
+        payload = np.where(says_sums(p), summed + back, p.grad_bytes + 2)
+        return self.collective("data", p.data, held * payload)
 
     def stages(self) -> Column:
         """One microbatch handed on, forward, between two stages."""

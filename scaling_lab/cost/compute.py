@@ -83,11 +83,21 @@ class Arithmetic:
             return np.zeros(len(p))
         # Where experts are not split by tensor, its ranks share the tokens out.
         tokens = tokens / p.tensor
-        rate = self.rate * self._of("experts")
+        rate = np.where(p.low_experts > 0, self.rate, self.rate_16)
+        rate = rate * self._of("experts")
         width = np.maximum(p.expert_d_ff, 1)
         up = self.product(tokens, p.d_model, width * s.gates, rate, local)
         down = self.product(tokens, width, p.d_model, rate, local)
         return np.where(p.n_experts > 0, up + down, 0.0)
+
+    def wide_gradients(self, coded: Column) -> Column:
+        """What weights' gradients that stay in 16 bits take beyond 8.
+
+        Args:
+          coded: products, all three of each in 8 bits.
+        """
+        slower = (self.rate / self.rate_16 - 1) / 3
+        return np.where(self.p.low_gradients > 0, 0.0, coded * slower)
 
     def scores(self) -> Column:
         """One block's scores and values, forward; backward is 2.5 times."""
@@ -123,7 +133,8 @@ class Arithmetic:
         ) * self._of("passes")
         routed = moe * rows * p.d_model * _ROUTE_PASSES / p.tensor
         numbers = numbers + routed * self._of("routing")
-        cast = (2 * p.d_model + (inner + 1.5 * width) / p.tensor) * self._of("casts")
+        coded = width - np.where(p.low_experts > 0, 0.0, moe * rows * p.expert_d_ff)
+        cast = (2 * p.d_model + (inner + 1.5 * coded) / p.tensor) * self._of("casts")
         numbers = numbers + cast * _CASTS[p.precision.astype(int)]
         return 3 * self.number_bytes * s.tokens * numbers / self.memory
 

@@ -13,7 +13,13 @@ import numpy as np
 
 from scaling_lab.cost.communication import Wires
 from scaling_lab.cost.points import Points
-from scaling_lab.cost.shapes import Column, are_stages, is_schedule, keeps_gathered
+from scaling_lab.cost.shapes import (
+    Column,
+    are_stages,
+    is_schedule,
+    keeps_gathered,
+    says_sums,
+)
 
 
 def ticks(p: Points) -> Column:
@@ -70,15 +76,18 @@ def reduced(p: Points, wires: Wires, held: Column) -> Column:
     """Seconds in which gradients of so many parameters go over ``data``.
 
     Our stages' copies are summed once, in the precision of the sum. Where that is not
-    done (`layouts.copies.copies_of`) what each microbatch gives is reduced, in 16 bits,
-    and idle stages' too; what is made later is made by all.
+    done (`layouts.copies.copies_of`) what each microbatch gives is reduced, in 16 bits
+    or in what the run says, and idle stages' too; what is made later is made by all.
     """
     once = wires.gradients(held)
     passes = ticks(p) / p.virtual_stages
     passes = np.where(is_schedule(p, "zero_bubble"), p.microbatches, passes)
-    whole = np.where(p.zero_stage == 2, 2.0, 4.0)
+    said = says_sums(p)
+    wide = np.where(said, p.reduced_bytes, 2.0)
+    whole = np.where(p.zero_stage == 2, 1, 2) * wide
     handed_back = np.where((p.zero_stage == 1) | (p.zero_stage == 2), 2.0, 0.0)
     late = is_schedule(p, "zero_bubble") | (p.zero_stage == 2) | (p.n_experts > 0)
+    late = late | said
     payload = held * (np.where(late, whole * passes, 2 * p.grad_bytes) + handed_back)
     ours = wires.collective("data", p.data, payload)
     return np.where(are_stages(p), ours, once)

@@ -97,14 +97,23 @@ class Points:
         as ours do; they make layers' results again where they alternate, which
         ``recompute`` does not count.
       gathered_bytes: bytes of one parameter on the wires when ``fsdp`` gathers it.
-      reduced_bytes: bytes of one gradient on the wires when ``fsdp`` reduces it; NaN
-        where it is ``grad_bytes``.
+      reduced_bytes: bytes of one gradient on the wires when ``fsdp`` reduces it, and of
+        ours over ``data`` too; NaN where it is ``grad_bytes``.
       near_again: 1 where the backward pass gathers weights within the scale-up network,
         from a second copy that is sharded there alone, else 0.
       gathers: how often a microbatch gathers what ``fsdp`` divides: 2, or 1 where what
         was gathered is kept for the backward pass, by stages of ours for all of a step.
       host_bytes_per_second: one way of one device to its host's memory; infinite where
         nobody asks what offloading costs.
+      low_experts: 1 where routed experts' products are in ``precision`` as a block's
+        others are, 0 where they stay in 16 bits when it is of 8.
+      low_gradients: the same of the products that weights' gradients are.
+      places: places of an expert over the rows it gets in the mean, where all of them
+        are sent, taken or not; NaN where rows alone are.
+      ring_of_experts: 1 where every token is brought to all that hold experts and the
+        results are summed, 0 where its rows go to their experts.
+      ring_of_keys: 1 where keys go round ``context`` step by step, 0 where they come
+        all together or nobody says how.
     """
 
     layers: Any
@@ -171,6 +180,11 @@ class Points:
     near_again: Any = 0.0
     gathers: Any = 2.0
     host_bytes_per_second: Any = np.inf
+    low_experts: Any = 1.0
+    low_gradients: Any = 1.0
+    places: Any = np.nan
+    ring_of_experts: Any = 0.0
+    ring_of_keys: Any = 0.0
 
     def __post_init__(self) -> None:
         columns = {name: np.asarray(getattr(self, name)) for name in names()}

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from scaling_lab import dims, models
 from scaling_lab.config import RunConfig
-from scaling_lab.cost import activations
+from scaling_lab.cost import activations, traffic
 from scaling_lab.cost.flops import recomputed
 from scaling_lab.cost.ledger import record
 from scaling_lab.cost.machines import host_rate, machine_columns, peak_of
 from scaling_lab.cost.points import PRECISIONS, REMATS, SCHEDULES, STACKS, Points
 from scaling_lab.hardware import Chip, chip
-from scaling_lab.layouts import Layout, schedule_of, virtual_of
+from scaling_lab.layouts import Layout, routed, schedule_of, virtual_of
 from scaling_lab.models.shape import sizes
 from scaling_lab.optimizers import OptimizerConfig
 from scaling_lab.optimizers.moments import BYTES
-from scaling_lab.parallel import policies
+from scaling_lab.parallel import cudnn, experts, low_precision, policies, triton
 
 #: Bytes of optimizer state of one parameter, with moments in float32.
 STATE_BYTES = {"adamw": 8.0, "lion": 4.0, "muon": 4.0, "adafactor": 0.1}
@@ -56,15 +58,35 @@ def _point(config: RunConfig, local: Chip | None) -> Points:
     return point.replace(kept=kept / activations.whole_bytes(point), offload=away)
 
 
-def fused(chip: Chip, layout: Layout) -> bool:
+def fused(chip: Chip, config: RunConfig) -> bool:
     """Whether attention never writes its scores to memory.
 
-    On a GPU the kernel is cuDNN's, which takes whole rows; parts of rows are attended
-    to in XLA's own operations.
+    On a GPU cuDNN's kernel takes whole rows, and what it does not take (parts of rows,
+    maps of blocks, prefixes, chosen blocks, wide heads, float32) our own does, in
+    blocks that its sides divide into (`parallel.triton.suits`).
     """
-    whole = layout.mesh.get("context", 1) == 1
-    whole |= layout.mechanism("attend", "gather") == "ulysses"
-    return whole or chip.torus_dims > 0
+    if chip.torus_dims > 0:
+        return True
+    sight, length = models.sight(config.model), config.length
+    widest = max(e.sizes["H"] for e in record(config) if e.verb == "attend")
+    parts = _attends(config) != "whole"
+    narrow = widest <= cudnn.WIDEST and config.arithmetic in ("bfloat16", "float16")
+    if narrow and not (parts or sight.blocks or sight.prefix or sight.top):
+        return widest % cudnn.MULTIPLE == 0
+    # A part of a row is a chunk from its front and one from its back.
+    sides = [length // (2 * config.layout.mesh["context"]) if parts else length]
+    sides += [sight.blocks.size] if sight.blocks else []
+    sides += [sight.block] if sight.top else []
+    side = math.gcd(min(triton.BACKWARD), *sides)
+    return widest <= triton.WIDEST and side >= triton.SHORTEST
+
+
+def _attends(config: RunConfig) -> str:
+    """How a divided sequence is attended to; ``whole`` where rows come together."""
+    if config.layout.mesh.get("context", 1) == 1:
+        return "whole"
+    kind = config.layout.mechanism("attend", "gather")
+    return "whole" if kind == "ulysses" else kind
 
 
 def _zero(layout: Layout) -> int:
@@ -89,7 +111,7 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
     kinds = {"none": "none", "full": "full"}
     kind = policies.parse(config.remat).kind
     devices = layout.devices
-    flash = found.name != "cpu" and fused(found, layout)
+    flash = found.name != "cpu" and fused(found, config)
     again = _again(config, flash)
     peak, wide = peak_of(found, config.precision)
     resting = float(jnp.dtype(config.parameters).itemsize)
@@ -107,7 +129,8 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
         "virtual_stages": virtual_of(layout),
         "context": layout.mesh.get("context", 1),
         "ulysses": float(layout.mechanism("attend", "gather") == "ulysses"),
-        "expert": expert if hasattr(config.model, "routing") else 1,
+        "ring_of_keys": float(_attends(config) == "ring"),
+        **_experts(config, expert),
         "schedule": SCHEDULES.index(schedule_of(layout)),
         "lockstep": 1.0,
         "overlap": 0,
@@ -118,6 +141,7 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
         "param_bytes": resting,
         "grad_bytes": resting,
         **_state(config),
+        **_narrow(config),
         "remat": REMATS.index(kinds.get(kind, "selective")),
         "recompute": again,
         "kept": 1.0 if kind == "none" else 1.0 - 0.9 * again,
@@ -126,6 +150,42 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
         "gathers": 1.0 if layout.gather == "step" else 2.0,
         "host_bytes_per_second": host_rate(found),
     }
+
+
+def _experts(config: RunConfig, ways: int) -> dict[str, float]:
+    """How rows and experts meet over an axis of so many ways.
+
+    Where every device uses every expert their axis is one more over which weights rest.
+    """
+    bound = routed.mechanism(config.layout)
+    if not hasattr(config.model, "routing") or bound in experts.WHOLE:
+        return {"expert": 1}
+    found = {"expert": ways, "ring_of_experts": float(bound == "ring_of_experts")}
+    if bound == "capacity":
+        found["places"] = config.model.routing.capacity
+    return found
+
+
+def _narrow(config: RunConfig) -> dict[str, float]:
+    """Which products are in 8 bits, where some are; what gradients are summed in.
+
+    What is no product of two arrays of one device (experts' weights, a looked-up table)
+    is not summed in what the run says, and counts as where it says nothing.
+    """
+    recipe = low_precision.RECIPES.get(config.precision)
+    low = recipe is None or recipe.weight is not None
+    found = {"low_experts": 0.0, "low_gradients": float(low)}
+    if config.reduce is None:
+        return found
+    rests = jnp.dtype(config.parameters).itemsize
+    said, total = 0, 0
+    for path, leaf in dims.leaves(config.abstract_params).items():
+        total += leaf.size
+        if traffic.contracted(config, path.rpartition("/")[2]):
+            said += leaf.size
+    share = said / total
+    wide = jnp.dtype(config.reduce).itemsize * share + rests * (1 - share)
+    return {**found, "reduced_bytes": wide}
 
 
 def _state(config: RunConfig) -> dict[str, float]:

@@ -106,6 +106,11 @@ def are_stages(p: Points) -> Column:
     return (p.lockstep > 0) & (p.stage > 1)
 
 
+def says_sums(p: Points) -> Column:
+    """Where a run of ours says in what gradients are summed over devices."""
+    return (p.lockstep > 0) & ~np.isnan(p.reduced_bytes)
+
+
 def keeps_gathered(p: Points) -> Column:
     """Where gathered weights are kept: of stages, not those that have experts."""
     return (p.gathers < 2) & ~(are_stages(p) & (p.n_experts > 0))

@@ -101,7 +101,7 @@ def of_gradient(
     partial = tuple(axis for axis in layout.mesh if axis in apart)
     partial, copies = _of_copies(config, layout, run, partial)
     # It is reduced in the precision it was computed in, and widened where it rests.
-    dtype = (_contracted(config, name) and config.reduce) or config.arithmetic
+    dtype = (contracted(config, name) and config.reduce) or config.arithmetic
     held = elements * jnp.dtype(dtype).itemsize // layout.over(own)
     often = mechanisms.times(config, layout, letters[0] == "L")
     if makes_later(layout) and letters[0] == "L" and "E" not in letters:
@@ -178,7 +178,7 @@ def _multiplied(config: RunConfig, name: str) -> bool:
     return dims.stem(name) in stems
 
 
-def _contracted(config: RunConfig, name: str) -> bool:
+def contracted(config: RunConfig, name: str) -> bool:
     """Whether a parameter's gradient is a product that devices add their parts of."""
     return any(
         entry.name.rpartition("/")[2] == dims.stem(name)
