@@ -78,11 +78,13 @@ def room(points: Points) -> Array:
 
     Where experts are apart one device may be sent every token of the others, and what
     is compiled has one size (`parallel.experts.all_to_all`); so with a ring of them.
+    Experts with places have those, apart or not.
     """
     held = np.maximum(points.n_experts / np.maximum(points.expert, 1), 1)
     most = points.expert * np.minimum(points.top_k, held)
     apart = (points.expert > 1) & (points.n_experts > 0)
-    return np.where(apart, most / np.maximum(points.top_k, 1), 1.0)
+    rows = np.where(apart, most / np.maximum(points.top_k, 1), 1.0)
+    return np.where(np.isnan(points.places), rows, points.places)
 
 
 def routed_width(points: Points) -> Array:

@@ -83,6 +83,7 @@ class Arithmetic:
             return np.zeros(len(p))
         # Where experts are not split by tensor, its ranks share the tokens out.
         tokens = tokens / p.tensor
+        tokens = tokens * np.where(np.isnan(p.places), 1.0, p.places)
         rate = np.where(p.low_experts > 0, self.rate, self.rate_16)
         rate = rate * self._of("experts")
         width = np.maximum(p.expert_d_ff, 1)

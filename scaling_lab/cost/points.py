@@ -109,7 +109,7 @@ class Points:
         others are, 0 where they stay in 16 bits when it is of 8.
       low_gradients: the same of the products that weights' gradients are.
       places: places of an expert over the rows it gets in the mean, where all of them
-        are sent, taken or not; NaN where rows alone are.
+        are sent and multiplied, taken or not; NaN where rows alone are.
       ring_of_experts: 1 where every token is brought to all that hold experts and the
         results are summed, 0 where its rows go to their experts.
       ring_of_keys: 1 where keys go round ``context`` step by step, 0 where they come

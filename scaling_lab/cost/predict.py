@@ -163,9 +163,8 @@ def parts_of(points: Points, eff: Calibration) -> Parts:
     tensor = wires.tensor() * forwards * eff.of("tensor_exposed", p)
     tensor = tensor * np.where(p.overlap > 0, 0.4, 1.0)
     experts = moe * wires.experts() * forwards * eff.of("expert_exposed", p)
-    busy = products + scores + memory
     context = _context(p, s, wires.context(), scores)
-    hidden = busy + tensor + experts + context
+    hidden = products + scores + memory + tensor + experts + context
     held, apart = held_by(p, s)
     traffic = wires.fsdp(held / p.layers, apart / p.layers)
     waited = eff.of("weights_exposed", p)
@@ -177,14 +176,13 @@ def parts_of(points: Points, eff: Calibration) -> Parts:
     launched = _beside(layer, launch) - layer
 
     total = p.layers * (layer + launched) + head
-    times = s.microbatches
     bubble = pipelines.waited(p, total, layer + launched, head, later / 3 + wider)
-    blocks = times * p.layers / p.stage
+    blocks = s.microbatches * p.layers / p.stage
     updated = _rests(p, held, apart)
     data = pipelines.reduced(p, wires, updated) * eff.of("data_exposed", p)
     owned = updated / np.where(p.zero_stage >= 1, p.data, 1)
     return Parts(
-        products=blocks * products + times * head / p.stage,
+        products=blocks * products + s.microbatches * head / p.stage,
         scores=blocks * scores,
         memory=blocks * memory,
         exposed={
