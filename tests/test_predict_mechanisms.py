@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import scaling_lab as lab
-from scaling_lab.cost import calibrations
+from scaling_lab.compile import price
+from scaling_lab.cost import calibrations, kernels
 from scaling_lab.cost.communication import Wires
 from scaling_lab.cost.compute import Arithmetic
 from scaling_lab.cost.explain import explain
@@ -45,8 +46,7 @@ def wires(config, **columns):
 def test_a_gpu_writes_no_scores_of_a_divided_sequence(word):
     config = llama(f"fsdp=8,context=8{word}", remat=KEPT, **LONG)
     assert points_of([config]).flash[0] == 1
-    # Compiled: 1.06, 1.14 and 0.90 s.
-    assert seconds(config)["step_seconds"] < 1.7
+    assert seconds(config)["step_seconds"] < 2.1  # 3.0 if they were written
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,31 @@ def test_wide_heads_have_a_kernel_and_wider_ones_none():
     model = dataclasses.replace(config.model, H=512)
     wider = dataclasses.replace(config, model=model)
     assert points_of([wider]).flash[0] == 0
+
+
+def test_whole_rows_go_to_the_faster_kernel():
+    """Compiled, gathered keys take 1.19 times the step of exchanged heads."""
+
+    def step(word, **columns):
+        points = points_of([llama(f"fsdp=8,context=8{word}", remat=KEPT, **LONG)])
+        return float(predict(points.replace(**columns)).step_seconds[0])
+
+    assert 1.1 < step("") / step("+ulysses") < 1.3
+    assert step("", attend_times=1) < step("+ulysses")
+
+
+def test_rates_of_kernels_are_those_of_compiled_steps():
+    fitted = price.FITTED
+    assert kernels.CUDNN == fitted["NVIDIA"].attention
+    assert kernels.TRITON == fitted["NVIDIA"].triton_attention
+    assert kernels.AMPERE == fitted["a100"].triton_attention
+    times = [
+        points_of([llama("fsdp=4,context=2", f"{chip}:1x8", length=2048)]).attend_times[
+            0
+        ]
+        for chip in ("h100", "b200", "a100")
+    ]
+    assert times[0] == times[1] > 1.4 * times[2] > 1.4
 
 
 def test_a_ring_hides_its_keys_behind_attention_on_a_torus():

@@ -105,7 +105,7 @@ class Arithmetic:
         p, s = self.p, self.s
         heads = p.n_heads / p.tensor
         flops = 4 * s.tokens * s.score_tokens * heads * p.head_dim
-        fused = flops / (self.narrow * self._of("attention"))
+        fused = flops * p.attend_times / (self.narrow * self._of("attention"))
         # A score costs an exponential whatever the head's width.
         fused = fused * (1 + _EXPONENTIAL / p.head_dim) / (1 + _EXPONENTIAL / 128)
         if np.all(p.flash > 0):

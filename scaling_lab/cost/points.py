@@ -112,6 +112,8 @@ class Points:
         are sent and multiplied, taken or not; NaN where rows alone are.
       ring_of_experts: 1 where every token is brought to all that hold experts and the
         results are summed, 0 where its rows go to their experts.
+      attend_times: attention's seconds over those of the kernel that the chip's vendor
+        has, where scores are never written.
       ring_of_keys: 1 where keys go round ``context`` step by step, 0 where they come
         all together or nobody says how.
     """
@@ -184,6 +186,7 @@ class Points:
     low_gradients: Any = 1.0
     places: Any = np.nan
     ring_of_experts: Any = 0.0
+    attend_times: Any = 1.0
     ring_of_keys: Any = 0.0
 
     def __post_init__(self) -> None:

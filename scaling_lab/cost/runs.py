@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from scaling_lab import dims, models
 from scaling_lab.config import RunConfig
-from scaling_lab.cost import activations, traffic
+from scaling_lab.cost import activations, kernels, traffic
 from scaling_lab.cost.flops import recomputed
 from scaling_lab.cost.ledger import record
 from scaling_lab.cost.machines import host_rate, machine_columns, peak_of
@@ -21,7 +20,7 @@ from scaling_lab.layouts import Layout, routed, schedule_of, virtual_of
 from scaling_lab.models.shape import sizes
 from scaling_lab.optimizers import OptimizerConfig
 from scaling_lab.optimizers.moments import BYTES
-from scaling_lab.parallel import cudnn, experts, low_precision, policies, triton
+from scaling_lab.parallel import experts, low_precision, policies
 
 #: Bytes of optimizer state of one parameter, with moments in float32.
 STATE_BYTES = {"adamw": 8.0, "lion": 4.0, "muon": 4.0, "adafactor": 0.1}
@@ -58,27 +57,21 @@ def _point(config: RunConfig, local: Chip | None) -> Points:
     return point.replace(kept=kept / activations.whole_bytes(point), offload=away)
 
 
-def fused(chip: Chip, config: RunConfig) -> bool:
-    """Whether attention never writes its scores to memory.
-
-    On a GPU cuDNN's kernel takes whole rows, and what it does not take (parts of rows,
-    maps of blocks, prefixes, chosen blocks, wide heads, float32) our own does, in
-    blocks that its sides divide into (`parallel.triton.suits`).
-    """
-    if chip.torus_dims > 0:
-        return True
-    sight, length = models.sight(config.model), config.length
-    widest = max(e.sizes["H"] for e in record(config) if e.verb == "attend")
-    parts = _attends(config) != "whole"
-    narrow = widest <= cudnn.WIDEST and config.arithmetic in ("bfloat16", "float16")
-    if narrow and not (parts or sight.blocks or sight.prefix or sight.top):
-        return widest % cudnn.MULTIPLE == 0
-    # A part of a row is a chunk from its front and one from its back.
-    sides = [length // (2 * config.layout.mesh["context"]) if parts else length]
-    sides += [sight.blocks.size] if sight.blocks else []
-    sides += [sight.block] if sight.top else []
-    side = math.gcd(min(triton.BACKWARD), *sides)
-    return widest <= triton.WIDEST and side >= triton.SHORTEST
+def _kernel(config: RunConfig, found: Chip) -> dict[str, float]:
+    """How attention is done on one device; a CPU's writes its scores."""
+    if found.name == "cpu":
+        return {"flash": 0.0}
+    heads = [entry.sizes["H"] for entry in record(config) if entry.verb == "attend"]
+    rows = kernels.Rows(
+        widest=max(heads),
+        narrow=config.arithmetic in ("bfloat16", "float16"),
+        sight=models.sight(config.model),
+        length=config.length,
+        context=config.layout.mesh.get("context", 1),
+        parts=_attends(config) != "whole",
+    )
+    flash, slower = kernels.attention(found, rows)
+    return {"flash": float(flash), "attend_times": float(slower)}
 
 
 def _attends(config: RunConfig) -> str:
@@ -111,8 +104,8 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
     kinds = {"none": "none", "full": "full"}
     kind = policies.parse(config.remat).kind
     devices = layout.devices
-    flash = found.name != "cpu" and fused(found, config)
-    again = _again(config, flash)
+    kernel = _kernel(config, found)
+    again = _again(config, kernel["flash"] > 0)
     peak, wide = peak_of(found, config.precision)
     resting = float(jnp.dtype(config.parameters).itemsize)
     return {
@@ -146,7 +139,7 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
         "recompute": again,
         "kept": 1.0 if kind == "none" else 1.0 - 0.9 * again,
         "offload": 0.0,
-        "flash": float(flash),
+        **kernel,
         "gathers": 1.0 if layout.gather == "step" else 2.0,
         "host_bytes_per_second": host_rate(found),
     }
