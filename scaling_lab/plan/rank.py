@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from scaling_lab.cost import activations
+from scaling_lab import models
+from scaling_lab.cost import activations, kernels
 from scaling_lab.cost.memory import Memory, memory
 from scaling_lab.cost.points import REMATS, Points
 from scaling_lab.cost.predict import Prediction, predict
 from scaling_lab.cost.runs import STATE_BYTES
+from scaling_lab.models.ops import EVERYTHING
 from scaling_lab.plan import columns
 from scaling_lab.plan.candidates import POLICIES, Candidates, candidates, policy_of
 from scaling_lab.plan.law import Table
@@ -151,7 +153,7 @@ def as_points(question: Question, found: Candidates) -> Points:
         tensor=width,
         context=table["context"],
         ulysses=table["ulysses"],
-        flash=_fused(question, table),
+        **_kernel(question, table),
         stage=table["stage"],
         expert=table["expert"],
         zero_stage=table["zero"],
@@ -175,11 +177,22 @@ def as_points(question: Question, found: Candidates) -> Points:
     return run.replace(kept=kept, recompute=again, remat=code)
 
 
-def _fused(question: Question, table: Table) -> np.ndarray:
-    """Where attention never writes its scores; see `cost.runs.fused`."""
-    chip = question.target.chip
-    torus = chip is not None and chip.torus_dims > 0
-    return torus | (table["context"] == 1) | (table["ulysses"] == 1)
+def _kernel(question: Question, table: Table) -> dict[str, np.ndarray]:
+    """How attention is done on one device; see `cost.kernels`."""
+    chip, shape = question.target.chip, question.shape
+    sight = None if shape.config is None else models.sight(shape.config)
+    assert chip is not None
+    rows = kernels.Rows(
+        widest=getattr(shape.config, "H", shape.head_dim)
+        + getattr(shape.config, "P", 0),
+        narrow=question.precision not in ("float32",),
+        sight=sight or EVERYTHING,
+        length=question.length,
+        context=table["context"],
+        parts=(table["context"] > 1) & (table["ulysses"] == 0),
+    )
+    flash, slower = kernels.attention(chip, rows)
+    return {"flash": flash, "attend_times": slower}
 
 
 def sequence(question: Question, found: Candidates) -> np.ndarray:
