@@ -5,7 +5,10 @@ dense near zero (Dettmers et al. 2021, "8-bit Optimizers via Block-wise Quantiza
 sections 2 and 3). Their code is a table; here it is a power, which a chip computes
 where it would have to look a table up: a first moment is its scale times the square of
 its code, a second moment, whose root Adam takes, times the fourth power. A block is a
-row along a dim that layouts seldom divide, so it is the same whoever holds it.
+row along a dim that layouts seldom divide, so it is the same whoever holds it. Blocks
+of 256 would keep an outlier from the rest of its row, but the TPU's compiler then
+writes whole moments out in float32: a step of Llama 8B on 8 v6e compiles to 0.95 s and
+19.8 GB instead of 0.82 s and 13.6 GB, which is no less than without.
 
 Norms and biases keep float32; they are few.
 """
