@@ -191,7 +191,7 @@ class _Policies(NamedTuple):
 
 
 def _every(names: list[tuple[str, ...]]) -> list[str]:
-    """Each name once, in the order of `KEPT` and `ROUTED`."""
+    """Each name once, in the order in which they come."""
     return list(dict.fromkeys(itertools.chain.from_iterable(names)))
 
 
