@@ -265,7 +265,9 @@ def _under(run: Points, named: _Policies) -> Points:
     away = np.zeros(len(texts))
     for name, where in named.kept.items():
         held = held + where * float(activations.verb_bytes(run, name)[0])
-        again = again - where * float(verbs[name].flops[0]) / total
+        # Without a kernel its scores were not kept, and they are half of attention.
+        spared = 0.5 if name == "attention/attend" and not run.flash[0] else 1.0
+        again = again - where * spared * float(verbs[name].flops[0]) / total
     for name, where in named.away.items():
         away = away + where * float(activations.verb_bytes(run, name)[0])
     whole, every = float(activations.whole_bytes(run)[0]), np.array(texts) == "none"
