@@ -1140,6 +1140,27 @@ def test_choices_are_shown_under_their_best_policies(
     )
 
 
+def test_a_policy_without_attentions_kernel_makes_its_scores_again():
+    from scaling_lab.plan.answer import answered
+
+    asked = question("llama", "8b", "h100:1x8", batch=8, axes=("fsdp", "context"))
+    ranked = rank.rank(asked)
+    table = ranked.candidates.table
+    ranked.fits[:] &= (table["context"] == 2) & (table["ulysses"] == 0)
+    found = answered(ranked, 1)
+    kept = [
+        each
+        for each in plan.refine.policies(found, found.choices[0])
+        if "attend" in each.remat
+    ]
+    runs = [each.of(plan.config_of(asked, found.choices[0])) for each in kept]
+    np.testing.assert_allclose(
+        predict(points_of(runs)).step_seconds,
+        [each.step_seconds for each in kept],
+        rtol=1e-4,
+    )
+
+
 def test_what_is_offloaded_is_shown_and_no_chip_without_a_host_is_asked():
     asked = question(
         "llama", "70b", "h100:32x8", batch=512, length=4096, axes=("fsdp",)
