@@ -49,6 +49,16 @@ def test_json_is_a_ranked_list(call, tmp_path):
     assert json.loads(call(*SMALL, "--top", "5", "--json", "-")[1]) == rows
 
 
+def test_the_best_policy_of_a_layout_is_shown(call):
+    asked = "plan --size 8b --target h100:8x8 --batch-tokens 512K --length 4096"
+    asked += " --axes fsdp"
+    code, out, _ = call(asked)
+    assert code == 0 and "fsdp=64+gather_once" in out
+    (row,) = json.loads(call(f"{asked} --json -")[1])
+    assert row["refined"] is True and row["layout"] == "fsdp=64+gather_once"
+    assert "+gather_once" not in call(f"{asked} --emit megatron")[1].splitlines()[-1]
+
+
 def test_json_in_a_file_leaves_the_table(call, tmp_path):
     five = (*SMALL, "--top", "5")
     path = tmp_path / "kept" / "plan.json"

@@ -1098,6 +1098,161 @@ def test_the_host_is_asked_where_memory_is_short_and_its_link_fast():
     assert config.layout.gather == "step" and "gather_once" in config.layout.name
 
 
+@pytest.mark.parametrize(
+    ("family", "size", "target", "changes", "word"),
+    [
+        ("llama", "8b", "h100:8x8", {"batch": 128, "axes": NO_STAGES}, "+gather_once"),
+        ("mixtral", "8x7b", "h100:16x8", {"batch": 512, "axes": NO_STAGES}, "save:"),
+        ("llama", "70b", "h100:4x8", {"batch": 64, "axes": ("fsdp", "context")}, ""),
+        ("llama", "8b", "h100:4x8", {"axes": ("stage", "fsdp")}, ""),
+    ],
+)
+def test_choices_are_shown_under_their_best_policies(
+    family, size, target, changes, word
+):
+    """Faster than their own, within memory, and priced as runs of them are."""
+    asked = question(family, size, target, **changes)
+    before = plan.plan(asked, top=12)
+    found = plan.refined(before)
+    own = {tuple(each.mesh.items()): each for each in before.choices}
+    assert {tuple(each.mesh.items()) for each in found.choices} == set(own)
+    seconds = [each.step_seconds for each in found.choices]
+    assert seconds == sorted(seconds)
+    better = [each for each in found.choices if each.refined]
+    assert better and word in better[0].layout + better[0].remat
+    for each in found.choices:
+        uniform = own[tuple(each.mesh.items())]
+        assert each.refined or each == dataclasses.replace(
+            uniform, tied=each.tied, reason=each.reason
+        )
+        assert not each.refined or each.step_seconds < uniform.step_seconds
+        assert each.peak_bytes <= asked.limit_bytes
+        assert sum(each.seconds_by.values()) == pytest.approx(each.step_seconds)
+        assert each.step_seconds_low < each.step_seconds < each.step_seconds_high
+    trained = [each for each in better if each.trained]
+    run = points_of([plan.config_of(asked, each) for each in trained])
+    priced = predict(run)
+    np.testing.assert_allclose(
+        priced.step_seconds, [each.step_seconds for each in trained], rtol=1e-3
+    )
+    np.testing.assert_allclose(
+        priced.hbm_bytes, [each.peak_bytes for each in trained], rtol=1e-6
+    )
+
+
+def test_a_policy_without_attentions_kernel_makes_its_scores_again():
+    from scaling_lab.plan.answer import answered
+
+    asked = question("llama", "8b", "h100:1x8", batch=8, axes=("fsdp", "context"))
+    ranked = rank.rank(asked)
+    table = ranked.candidates.table
+    ranked.fits[:] &= (table["context"] == 2) & (table["ulysses"] == 0)
+    found = answered(ranked, 1)
+    kept = [
+        each
+        for each in plan.refine.policies(found, found.choices[0])
+        if "attend" in each.remat
+    ]
+    runs = [each.of(plan.config_of(asked, found.choices[0])) for each in kept]
+    np.testing.assert_allclose(
+        predict(points_of(runs)).step_seconds,
+        [each.step_seconds for each in kept],
+        rtol=1e-4,
+    )
+
+
+def test_what_is_offloaded_is_shown_and_no_chip_without_a_host_is_asked():
+    asked = question(
+        "llama", "70b", "h100:32x8", batch=512, length=4096, axes=("fsdp",)
+    )
+    chip = dataclasses.replace(asked.target.chip, host_bytes_per_second=4.5e11)
+    near = dataclasses.replace(asked.target, chip=chip)
+    (here,) = plan.refined(plan.plan(asked)).choices
+    (away,) = plan.refined(plan.plan(dataclasses.replace(asked, target=near))).choices
+    assert "offload" not in here.remat and ";offload:" in away.remat
+    assert away.step_seconds < here.step_seconds and away.to_json()["refined"]
+    assert words.remat("save:attention/key,ffn/up;offload:ffn/gate") == (
+        "save k+up; offload gate"
+    )
+    assert "offload" in words.remat(away.remat)
+
+
+def test_state_on_the_host_stays_there_when_a_choice_is_refined():
+    asked = question(
+        "llama", "70b", "h100:2x8", batch=16, length=4096, axes=("data", "fsdp")
+    )
+    before = plan.plan(asked, top=3)
+    found = plan.refined(before)
+    (own, *_), (choice, *_) = before.choices, found.choices
+    assert own.host and choice.host
+    assert choice.bytes_by["optimizer_bytes"] == 0
+    assert choice.step_seconds <= own.step_seconds
+    waits = choice.seconds_by["optimizer"]
+    assert waits == pytest.approx(own.seconds_by["optimizer"], rel=0.05)
+
+
+REFINED = {"family": "mixtral", "size": "8x7b", "target": "h100:16x8", "batch": 512}
+
+
+def test_the_compiler_is_asked_about_refined_policies():
+    compile_run, asked = compiler([2**30, 2**30], [2.0, 3.0])
+    before = plan.refined(plan.plan(question(**REFINED, axes=NO_STAGES), top=4))
+    found = plan.confirm(before, 1, compile_run)
+    first = before.choices[0]
+    assert first.refined and {config.remat for config in asked} == {first.remat}
+    assert asked[0].layout.name == first.layout
+    assert found.choices[0].confirmed and found.choices[0].refined
+
+
+def test_a_refused_policy_leaves_its_layout_the_uniform_one():
+    """Nor is another asked about that was predicted to be as heavy."""
+    uniform = plan.plan(question(**REFINED, axes=NO_STAGES), top=3)
+    before = plan.refined(uniform)
+    heavy = before.choices[0]
+    left = [c for c in before.choices if c.peak_bytes < heavy.peak_bytes]
+    compile_run, asked = compiler([None] * (1 + len(left)) + [2**30] * 2)
+    found = plan.confirm(before, 1, compile_run)
+    assert [config.remat for config in asked[: 1 + len(left)]] == [
+        each.remat for each in (heavy, *left)
+    ]
+    first = found.choices[0]
+    assert first.confirmed and not first.refined
+    assert (first.index, first.remat) == (
+        uniform.choices[0].index,
+        uniform.choices[0].remat,
+    )
+    assert [c.confirmed for c in found.choices[-1 - len(left) :]] == [False] * (
+        1 + len(left)
+    )
+
+
+@pytest.mark.parametrize("tool", emit.tools())
+def test_a_policy_that_another_trainer_has_not_falls_back(tool):
+    """MaxText keeps tensors by name, torchtitan gathered weights, Megatron neither."""
+    asked = question("llama", "8b", "h100:8x8", batch=128, axes=("fsdp",))
+    found = plan.refined(plan.plan(asked))
+    assert found.choices[0].layout == "fsdp=64+gather_once"
+    told = emit.best(tool, found)
+    assert not told.refused
+    if tool == "torchtitan":
+        assert told.values["parallelism.fsdp_reshard_after_forward"] == "never"
+    else:
+        assert "gathered weights kept" in told.instead_of
+        assert "The best that can is fsdp=64, " in told.instead_of
+    found = plan.refined(plan.plan(question(**REFINED, axes=("fsdp",))))
+    choice, told = found.choices[0], emit.best(tool, found)
+    assert choice.refined and "ffn/experts/down" in choice.remat
+    if tool == "maxtext":
+        assert told.instead_of is None and told.values["moe_mlpwo"] == "device"
+        away = dataclasses.replace(choice, remat="save:ffn/up;offload:ffn/gate")
+        values = emit.flags(tool, asked, away).values
+        assert (values["mlpwi_0"], values["mlpwi_1"]) == ("offload", "device")
+        sent = dataclasses.replace(choice, remat="save:ffn/experts/sent")
+        assert emit.flags(tool, asked, sent).refused
+    else:
+        assert "verb by verb" in told.instead_of
+
+
 def test_a_choice_with_experts_is_a_layout_of_as_many_devices():
     asked = question("mixtral", "8x7b", "h100:4x8", batch=64, length=4096, axes=AXES)
     found = plan.plan(asked, top=100)

@@ -85,7 +85,8 @@ def plan(
     """Find the best layouts for a model on a machine, without the machine.
 
     Enumerates meshes, microbatches, remat, schedules, ZeRO's stages and where optimizer
-    state rests; drops the illegal and the too large; ranks by predicted step time:
+    state rests; drops the illegal and the too large; ranks by predicted step time; then
+    chooses for the first what is saved, made again or offloaded, verb by verb:
 
         scaling-lab plan --family llama --size 70b --target tpu-v5p:8x8x8 \\
             --batch-tokens 4M --length 8192 --compile 3
@@ -125,7 +126,7 @@ def plan(
             raise ValueError(room.sizes.too_large(question))
         question = dataclasses.replace(question, batch=batch)
         table.say(f"largest batch without accumulation: {batch:,} sequences ({layout})")
-    found = room.plan(question, answer.top)
+    found = room.refined(room.plan(question, answer.top))
     if not found.choices:
         raise ValueError(room.sizes.too_large(question))
     if answer.compile:

@@ -19,6 +19,7 @@ import numpy as np
 from scaling_lab.cost.blocks import (
     BLOCK_VERBS,
     WHOLE,
+    Verb,
     feed_forward_width,
     room,
     routed_width,
@@ -59,7 +60,10 @@ def parts(points: Points) -> tuple[Array, Array, Array]:
 
 def verb_bytes(points: Points, name: str) -> Array:
     """Bytes of a verb's result for one token on one device (context apart)."""
-    verb = verbs(points)[name]
+    return _bytes_of(points, name, verbs(points)[name])
+
+
+def _bytes_of(points: Points, name: str, verb: Verb) -> Array:
     between, inside, keys = parts(points)
     over = between if verb.between else inside
     over = keys if name in ("attention/key", "attention/value") else over
@@ -91,8 +95,8 @@ def made_bytes(points: Points) -> Array:
     it is used. A TPU pads heads to its lanes, and its attention kernel says a row's
     normaliser in float32 once for each lane. Others hold what they would have kept.
     """
-    names = verbs(points)
-    ours = sum((verb_bytes(points, name) for name in names), np.zeros(len(points)))
+    each = (_bytes_of(points, name, verb) for name, verb in verbs(points).items())
+    ours = sum(each, np.zeros(len(points)))
     heads = points.n_heads / points.tensor
     padded = np.ceil(points.head_dim / LANES) * LANES - points.head_dim
     lanes = heads * (2 * itemsize(points) * padded + 4 * LANES)
@@ -112,10 +116,10 @@ def apart_bytes(points: Points) -> Array:
     results = [f"{room}/{word}" for room, word in zip(rooms, products, strict=True)]
     taken = ("attention/attention_norm", "attention/attend", "ffn/ffn_norm", "ffn/up")
     dense = 1 - sparse_layers(points) / np.maximum(points.layers, 1)
-    total = np.zeros(len(points))
+    total, found = np.zeros(len(points)), verbs(points)
     for name in (*results, *taken):
         share = dense if name.startswith("ffn/") else 1.0
-        total = total + share * verb_bytes(points, name)
+        total = total + share * _bytes_of(points, name, found[name])
     return total
 
 

@@ -11,6 +11,7 @@ from scaling_lab.plan.answer import Choice, Plan, plan
 from scaling_lab.plan.ask import ask, best_layouts
 from scaling_lab.plan.confirm import cannot_compile, config_of, confirm
 from scaling_lab.plan.question import Question, sequences
+from scaling_lab.plan.refine import refined
 from scaling_lab.plan.shape import Shape, of_config, read
 from scaling_lab.plan.sizes import Best, for_budget, largest_batch, smallest_machine
 
@@ -30,6 +31,7 @@ __all__ = [
     "of_config",
     "plan",
     "read",
+    "refined",
     "sequences",
     "smallest_machine",
 ]

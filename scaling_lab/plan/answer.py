@@ -9,7 +9,7 @@ import numpy as np
 
 from scaling_lab.dims import AXES
 from scaling_lab.plan import law, reasons, words
-from scaling_lab.plan.candidates import candidates, policy_of
+from scaling_lab.plan.candidates import candidates
 from scaling_lab.plan.question import Question
 from scaling_lab.plan.rank import Ranked, rank
 
@@ -36,6 +36,7 @@ class Choice:
       trained: whether runs of this layout are trained and compiled here today.
       seconds_by: where the step's seconds go. bytes_by: what fills the memory.
       index: its place among the plan's candidates.
+      refined: whether its policy was chosen verb by verb (`refine.refined`).
       compiled: the compiler's column, where it was asked.
     """
 
@@ -62,6 +63,7 @@ class Choice:
     index: int
     confirmed: bool | None = None
     compiled: dict[str, Any] | None = None
+    refined: bool = False
 
     @property
     def compiled_seconds(self) -> float | None:
@@ -202,7 +204,7 @@ def choice_at(ranked: Ranked, index: int, first: int, reason: str = "") -> Choic
         layout=words.layout(ranked, index),
         microbatches=int(count[0]),
         sequences=int(table["sequences"][index]),
-        remat=policy_of(ranked.question, int(table["policy"][index])),
+        remat=ranked.remat(index),
         schedule=words.schedule(ranked, index),
         optimizer=words.zero(ranked, index),
         step_seconds=float(prediction.step_seconds[index]),
@@ -220,4 +222,5 @@ def choice_at(ranked: Ranked, index: int, first: int, reason: str = "") -> Choic
         seconds_by=reasons.parts(ranked, index),
         bytes_by={name: float(column[index]) for name, column in held.items()},
         index=index,
+        refined=index in ranked.remats,
     )

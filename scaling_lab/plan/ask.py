@@ -14,6 +14,7 @@ from scaling_lab.hardware import parse_target
 from scaling_lab.names import one_of
 from scaling_lab.plan.answer import Plan, plan
 from scaling_lab.plan.question import Question, sequences
+from scaling_lab.plan.refine import refined
 from scaling_lab.plan.shape import of_config, read, routed, seeing
 
 #: What people type for a precision.
@@ -84,7 +85,7 @@ def ask(
 
 
 def best_layouts(*words: str, top: int = 12, **named: Any) -> Plan:
-    """The best layouts for a model on a machine: `ask`, then `plan`.
+    """The best layouts for a model on a machine: `ask`, `plan`, then `refined`.
 
     >>> import scaling_lab as lab
     >>> found = lab.best_layouts("llama", "70b", "tpu-v5p:8x8x8")  # doctest: +SKIP
@@ -93,4 +94,4 @@ def best_layouts(*words: str, top: int = 12, **named: Any) -> Plan:
     Raises:
       ValueError: an unknown word; no legal mesh.
     """
-    return plan(ask(*words, **named), top)
+    return refined(plan(ask(*words, **named), top))

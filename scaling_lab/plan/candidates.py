@@ -149,6 +149,11 @@ def policy_of(question: Question, code: int) -> str:
     return policy if shape.gated else policy.replace("ffn/gate,", "")
 
 
+def uniform(question: Question) -> list[str]:
+    """The policies of candidates, as runs write them."""
+    return [policy_of(question, code) for code in range(len(POLICIES))]
+
+
 def _offered(question: Question, table: law.Table) -> law.Table:
     """Without the policies that name verbs which some blocks lack: of a model with
     dense blocks beside those with experts, or experts that all tokens share."""

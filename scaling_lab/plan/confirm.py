@@ -13,10 +13,14 @@ from scaling_lab.layouts import parse
 from scaling_lab.optimizers import OptimizerConfig
 from scaling_lab.plan.answer import Choice, Plan, answered
 from scaling_lab.plan.question import Question
+from scaling_lab.plan.rank import Ranked
 from scaling_lab.record import RunRecord
 
-#: Compiles that may end badly for every one that is asked for.
+#: Compiles that may end badly for every one that is asked for; refined policies, which
+#: fill the memory, are not counted.
 PATIENCE = 2
+#: Of a refusal, where memory is what is short.
+MEMORY = "memory"
 #: Two layers in a turn of their loop.
 PAIRS = "scan:2"
 
@@ -85,8 +89,9 @@ def confirm(
     """Compiles the best until `count` of them are known to fit.
 
     What the compiler refuses no longer counts as fitting: the rest is ranked anew, and
-    it stands last with the compiler's reason. The fastest of the confirmed is compiled
-    once more with two layers in a turn of their loop, and keeps that if it is faster.
+    it stands last with the compiler's reason. Of a layout whose refined policy was
+    refused the uniform one is ranked. The fastest of the confirmed is compiled once
+    more with two layers in a turn of their loop, and keeps that if it is faster.
 
     Args:
       compile_run: a config's record with its ``compiled`` column.
@@ -108,13 +113,14 @@ def confirm(
         rest = [c for c in found.choices if c.trained and c.index not in heard]
         if len(confirmed) >= count or not rest:
             break
-        choice, tries = rest[0], tries + 1
+        choice = rest[0]
+        tries += not choice.refined
         config = config_of(found.question, choice, flags)
         tell(f"compiling {choice.layout}, {choice.microbatches} microbatches, remat "
              f"{choice.remat} for {config.target}")  # fmt: skip
         heard[choice.index] = _heard(choice, compile_run(config), flags)
         if not heard[choice.index].confirmed:
-            found.ranked.fits[choice.index] = False
+            _refuse(found.ranked, heard[choice.index])
             found = answered(found.ranked, found.top)
     if not heard:
         raise ValueError(
@@ -127,6 +133,19 @@ def confirm(
     choices = [_with(choice, heard.get(choice.index)) for choice in found.choices]
     refused = [choice for choice in heard.values() if not choice.confirmed]
     return dataclasses.replace(found, choices=(*choices, *refused))
+
+
+def _refuse(ranked: Ranked, choice: Choice) -> None:
+    """Takes out what the compiler refused, and refined policies that are as heavy.
+
+    Those fill the memory to its predicted end, which then is not where it is.
+    """
+    ranked.fits[choice.index] = False
+    if choice.refined and choice.reason.startswith(MEMORY):
+        held = ranked.memory.hbm_bytes
+        for index in ranked.remats:
+            if held[index] >= held[choice.index]:
+                ranked.fits[index] = False
 
 
 def _in_pairs(
@@ -172,7 +191,8 @@ def _heard(
     reason = choice.reason
     if not fits:
         said = (record.reason or "no reason given").splitlines()[0]
-        reason = f"{'memory' if record.status == 'oom' else record.status}: {said}"
+        full = record.status in ("oom", "ok")  # it compiled, and is too large
+        reason = f"{MEMORY if full else record.status}: {said}"
     return dataclasses.replace(
         choice,
         confirmed=fits,

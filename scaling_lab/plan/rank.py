@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from scaling_lab.cost.memory import Memory, memory
 from scaling_lab.cost.points import REMATS, Points
 from scaling_lab.cost.predict import Prediction, predict
 from scaling_lab.cost.runs import STATE_BYTES
+from scaling_lab.hardware import Chip
 from scaling_lab.models.ops import EVERYTHING
 from scaling_lab.plan import columns
 from scaling_lab.plan.candidates import POLICIES, Candidates, candidates, policy_of
@@ -29,6 +31,7 @@ class Ranked:
 
     Attributes:
       fits: where memory is within the limit.
+      remats: policies of those that have one of their own (`refine`), by index.
       seconds: predicted step time of every candidate, fitting or not, as if it did.
     """
 
@@ -38,6 +41,7 @@ class Ranked:
     memory: Memory
     prediction: Prediction
     fits: np.ndarray
+    remats: dict[int, str] = dataclasses.field(default_factory=dict)
 
     @property
     def seconds(self) -> np.ndarray:
@@ -50,6 +54,37 @@ class Ranked:
         keys = (self.memory.hbm_bytes[found], self.seconds[found])
         return found[np.lexsort(keys)]
 
+    def remat(self, index: int) -> str:
+        """A candidate's policy as a run writes it."""
+        code = int(self.candidates.table["policy"][index])
+        return self.remats.get(index) or policy_of(self.question, code)
+
+    def joined(
+        self,
+        table: Table,
+        run: Points,
+        held: Memory,
+        prediction: Prediction,
+        remats: Iterable[str] = (),
+    ) -> Ranked:
+        """The same with more candidates behind, all of which fit.
+
+        Args:
+          remats: theirs in order, where they are under policies of their own.
+        """
+        old, count = self.candidates.table, len(self.candidates)
+        both = {name: np.concatenate([old[name], table[name]]) for name in old}
+        pairs = zip(self.memory, held, strict=True)
+        return Ranked(
+            self.question,
+            Candidates(both, self.candidates.refused),
+            Points.concat([self.points, run]),
+            Memory(*(np.concatenate(pair) for pair in pairs)),
+            _joined([self.prediction, prediction]),
+            np.concatenate([self.fits, np.ones(len(run), bool)]),
+            self.remats | dict(enumerate(remats, count)),
+        )
+
 
 def rank(question: Question) -> Ranked:
     """Enumerates, prunes and prices.
@@ -59,16 +94,9 @@ def rank(question: Question) -> Ranked:
     """
     found = candidates(question)
     run = as_points(question, found)
-    priced = memory(run)
-    ranked = Ranked(
-        question,
-        found,
-        run,
-        priced,
-        predicted(question, run),
-        priced.hbm_bytes <= question.limit_bytes,
-    )
-    return _with_hosts(ranked)
+    held, prediction = priced(question, run, host=False)
+    fits = held.hbm_bytes <= question.limit_bytes
+    return _with_hosts(Ranked(question, found, run, held, prediction, fits))
 
 
 def _with_hosts(ranked: Ranked) -> Ranked:
@@ -77,32 +105,40 @@ def _with_hosts(ranked: Ranked) -> Ranked:
     rest = np.flatnonzero(~np.isin(meshes, meshes[ranked.fits]))
     if chip is None or chip.host_bytes_per_second is None or not len(rest):
         return ranked
-    state = ranked.memory.take(rest).optimizer_bytes
     away = state_on_host(ranked.memory.take(rest), ranked.points.take(rest))
     fits = away.hbm_bytes <= ranked.question.limit_bytes
     kept = rest[fits]
     if not len(kept):
         return ranked
-    # Read and written once a step, when nothing else is left to do.
-    rate = chip.host_bytes_per_second / chip.devices_per_chip
-    waiting = 2 * state[fits] / rate
+    waiting = _host_seconds(chip, ranked.memory.take(kept).optimizer_bytes)
     table = ranked.candidates.take(kept).table
-    table = table | {"host": np.ones_like(table["host"])}
-    old = ranked.candidates.table
-    both = {name: np.concatenate([old[name], table[name]]) for name in old}
-    return Ranked(
-        ranked.question,
-        Candidates(both, ranked.candidates.refused),
-        Points.concat([ranked.points, ranked.points.take(kept)]),
-        Memory(
-            *(
-                np.concatenate(pair)
-                for pair in zip(ranked.memory, away.take(fits), strict=True)
-            )
-        ),
-        _joined([ranked.prediction, _later(ranked.prediction, kept, waiting)]),
-        np.concatenate([ranked.fits, np.ones(len(kept), bool)]),
+    return ranked.joined(
+        table | {"host": np.ones_like(table["host"])},
+        ranked.points.take(kept),
+        away.take(fits),
+        _later(ranked.prediction, kept, waiting),
     )
+
+
+def priced(question: Question, run: Points, host: bool) -> tuple[Memory, Prediction]:
+    """What runs hold and take.
+
+    Args:
+      host: their optimizer's state rests in the host's memory.
+    """
+    held, found = memory(run), predicted(question, run)
+    chip = question.target.chip
+    if not host or chip is None:
+        return held, found
+    waiting = _host_seconds(chip, held.optimizer_bytes)
+    return state_on_host(held, run), _later(found, np.arange(len(run)), waiting)
+
+
+def _host_seconds(chip: Chip, state: np.ndarray) -> np.ndarray:
+    """State is read and written once a step, when nothing else is left to do."""
+    if chip.host_bytes_per_second is None:
+        raise ValueError(f"{chip.name} says no rate to its host's memory")
+    return 2 * state / (chip.host_bytes_per_second / chip.devices_per_chip)
 
 
 def state_on_host(held: Memory, run: Points) -> Memory:

@@ -77,6 +77,8 @@ def of_unfit(ranked: Ranked, index: int) -> str:
 def _memory(ranked: Ranked, index: int) -> str:
     table = ranked.candidates.table
     policy = POLICY_WORDS[int(table["policy"][index])]
+    if index in ranked.remats:
+        policy = words.remat(ranked.remat(index))
     needs = words.size(ranked.memory.hbm_bytes[index])
     return (
         f"memory: remat {policy}, {int(table['sequences'][index])} sequences at a time "

@@ -11,17 +11,20 @@ small enough to look through; the host's memory is vDNN's, Rhu et al. 2016).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 
 from scaling_lab.config import RunConfig
 from scaling_lab.cost import activations
-from scaling_lab.cost.memory import memory
 from scaling_lab.cost.points import REMATS, Points
 from scaling_lab.parallel import policies as written
-from scaling_lab.plan.answer import Choice, Plan
-from scaling_lab.plan.rank import predicted
+from scaling_lab.plan.answer import Choice, Plan, answered
+from scaling_lab.plan.rank import priced
+from scaling_lab.plan.words import ONCE
 
 #: What a policy may keep beside a block's input: results of products, and attention's.
 #: The last product's result is the next block's input, and norms cost next to nothing.
@@ -42,6 +45,12 @@ LIGHTER = 0.9
 
 #: Microbatches of a step that are tried.
 MICROBATCHES = (1, 2, 4)
+
+#: Of a ranking so many of the first are refined: as many as a table shows.
+SHOWN = 12
+
+#: A policy is faster than another by more than what rounding makes.
+ROUNDING = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,14 +73,53 @@ class Refined:
         """A run of the layout under this policy."""
         layout = config.layout
         if self.gather != layout.gather:
-            name = f"{layout.name}+gather_once"
+            name = layout.name + ONCE
             layout = dataclasses.replace(layout, gather=self.gather, name=name)
         return dataclasses.replace(
             config, remat=self.remat, accumulate=self.microbatches, layout=layout
         )
 
 
-def policies(found: Plan, choice: Choice, count: int = 3) -> list[Refined]:
+def refined(found: Plan) -> Plan:
+    """The plan with its first choices under the best of their policies, ordered anew.
+
+    A choice whose own policy nothing beats stays. The others become candidates beside
+    those they come from, so what refuses one of them finds the uniform policy next.
+    """
+    better = [_better(found, choice) for choice in found.choices[:SHOWN]]
+    pairs = [
+        (choice, each)
+        for choice, each in zip(found.choices[:SHOWN], better, strict=True)
+        if each is not None
+    ]
+    if not pairs:
+        return found
+    ranked = found.ranked
+    for choice, each in pairs:
+        part = _run(found, choice, each.microbatches, each.gather)
+        run = _under(part, _Policies.of([each.remat]))
+        table = ranked.candidates.take(np.array([choice.index])).table
+        table = table | {"sequences": part.microbatch_seqs.astype(np.int64)}
+        held, prediction = priced(found.question, run, choice.host)
+        ranked = ranked.joined(table, run, held, prediction, [each.remat])
+    return answered(ranked, found.top)
+
+
+def _better(found: Plan, choice: Choice) -> Refined | None:
+    """The best policy of a choice, if it is faster than the choice's own."""
+    counts = {*MICROBATCHES, choice.microbatches}
+    best = next(iter(policies(found, choice, 1, sorted(counts))), None)
+    if best is None or best.step_seconds >= choice.step_seconds * (1 - ROUNDING):
+        return None
+    return best
+
+
+def policies(
+    found: Plan,
+    choice: Choice,
+    count: int = 3,
+    microbatches: Iterable[int] = MICROBATCHES,
+) -> list[Refined]:
     """The best policies of a choice that fit, of every kind, the fastest first.
 
     A kind is a number of microbatches, a way to keep (everything, by name, in the
@@ -81,10 +129,10 @@ def policies(found: Plan, choice: Choice, count: int = 3) -> list[Refined]:
 
     Args:
       count: how many at most, of each kind.
+      microbatches: how many are tried, where they divide a replica's sequences.
     """
     run = found.ranked.points.take(choice.index)
-    own = float(run.microbatches[0] * run.microbatch_seqs[0])
-    counts = [n for n in MICROBATCHES if own % n == 0]
+    counts = [n for n in microbatches if _sequences(run) % n == 0]
     if "stage" in choice.mesh:  # a pipeline has its own reasons for as many
         counts = [choice.microbatches]
     gathers = ["layer"]
@@ -92,27 +140,67 @@ def policies(found: Plan, choice: Choice, count: int = 3) -> list[Refined]:
         gathers.append("step")
     chosen: list[Refined] = []
     for number, gather in itertools.product(counts, gathers):
-        part = run.replace(
-            microbatch_seqs=own / number, gathers=1.0 if gather == "step" else 2.0
-        )
-        how = (number, gather)
+        part, how = _run(found, choice, number, gather), (number, gather)
         whole, named = (
-            _of(found, part, how, texts)[:count]
-            for texts in (["none", "full"], _here(found))
+            _of(found, part, how, texts, choice.host)[:count]
+            for texts in (_Policies.of(["none", "full"]), _here(_names(found)))
         )
         chosen += [*whole, *named]
         if _has_host(found):
-            away = _of(found, part, how, _away(found))
+            away = _of(found, part, how, _away(_names(found)), choice.host)
             chosen += [each for each in away if _gains(each, named)][:count]
     return sorted(chosen, key=lambda each: each.step_seconds)
 
 
+def _sequences(run: Points) -> float:
+    """Of one replica in a step."""
+    return float(run.microbatches[0] * run.microbatch_seqs[0])
+
+
+def _run(found: Plan, choice: Choice, microbatches: int, gather: str) -> Points:
+    """A choice in so many microbatches, with its gathered weights kept or not."""
+    run = found.ranked.points.take(choice.index)
+    return run.replace(
+        microbatch_seqs=_sequences(run) / microbatches,
+        gathers=1.0 if gather == "step" else 2.0,
+    )
+
+
+class _Policies(NamedTuple):
+    """Policies, of which each keeps some of the verbs of a block.
+
+    Attributes:
+      texts: as a run writes them.
+      kept, away: verb -> where its result is kept, and kept in the host's memory.
+    """
+
+    texts: tuple[str, ...]
+    kept: dict[str, np.ndarray]
+    away: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> _Policies:
+        """Of texts."""
+        texts = tuple(texts)
+        read = [written.parse(text) for text in texts]
+        kept, away = (
+            {name: np.array([name in own for own in names]) for name in _every(names)}
+            for names in ([one.kept for one in read], [one.offloaded for one in read])
+        )
+        return cls(texts, kept, away)
+
+
+def _every(names: list[tuple[str, ...]]) -> list[str]:
+    """Each name once, in the order in which they come."""
+    return list(dict.fromkeys(itertools.chain.from_iterable(names)))
+
+
 def _of(
-    found: Plan, run: Points, how: tuple[int, str], texts: list[str]
+    found: Plan, run: Points, how: tuple[int, str], named: _Policies, host: bool
 ) -> list[Refined]:
     """Policies that fit in order of their time, each lighter than the one before."""
-    runs = _under(run, texts)
-    held, step = memory(runs).hbm_bytes, predicted(found.question, runs).step_seconds
+    filled, prediction = priced(found.question, _under(run, named), host)
+    held, step, texts = filled.hbm_bytes, prediction.step_seconds, named.texts
     fits = np.flatnonzero(held <= found.question.limit_bytes)
     chosen: list[Refined] = []
     for i in fits[np.lexsort((held[fits], step[fits]))]:
@@ -121,27 +209,27 @@ def _of(
     return chosen
 
 
-def _names(found: Plan) -> list[str]:
+def _names(found: Plan) -> tuple[str, ...]:
     shape = found.question.shape
-    names = [name for name in KEPT if shape.gated or name != "ffn/gate"]
+    names = tuple(name for name in KEPT if shape.gated or name != "ffn/gate")
     if not shape.n_experts:
         return names
     routed = () if shape.dense_layers or shape.shared_d_ff else ROUTED
-    return [name for name in names if not name.startswith("ffn/")] + list(routed)
+    return (*(name for name in names if not name.startswith("ffn/")), *routed)
 
 
-def _here(found: Plan) -> list[str]:
+@functools.lru_cache
+def _here(names: tuple[str, ...]) -> _Policies:
     """Every choice of what is saved."""
-    names = _names(found)
     subsets = itertools.chain.from_iterable(
         itertools.combinations(names, size) for size in range(1, len(names) + 1)
     )
-    return [written.Policy("save", subset).text for subset in subsets]
+    return _Policies.of(written.Policy("save", subset).text for subset in subsets)
 
 
-def _away(found: Plan) -> list[str]:
+@functools.lru_cache
+def _away(names: tuple[str, ...]) -> _Policies:
     """Every choice of what is saved and what the host's memory holds."""
-    names = _names(found)
     places = [("", "save", "away") if name in AWAY else ("", "save") for name in names]
     texts = []
     for chosen in itertools.product(*places):
@@ -152,7 +240,7 @@ def _away(found: Plan) -> list[str]:
         )
         if away:
             texts.append(written.Policy("save", saved, away).text)
-    return texts
+    return _Policies.of(texts)
 
 
 def _has_host(found: Plan) -> bool:
@@ -165,34 +253,28 @@ def _gains(away: Refined, here: list[Refined]) -> bool:
     return not here or away.step_seconds < here[0].step_seconds
 
 
-def _under(run: Points, texts: list[str]) -> Points:
-    """One run under each of some policies."""
-    every = run.take(np.zeros(len(texts), int))
-    price = _Price(run)
-    kept, offload, again = map(np.array, zip(*map(price.of, texts), strict=True))
+def _under(run: Points, named: _Policies) -> Points:
+    """One run under each of some policies.
+
+    What `activations` says of each, every verb looked up once.
+    """
+    texts, verbs = named.texts, activations.verbs(run)
+    total = sum(float(verb.flops[0]) for verb in verbs.values())
+    held = np.full(len(texts), float(activations.input_bytes(run)[0]))
+    again = np.full(len(texts), float(activations.recomputed_share(run, "full")[0]))
+    away = np.zeros(len(texts))
+    for name, where in named.kept.items():
+        held = held + where * float(activations.verb_bytes(run, name)[0])
+        # Without a kernel its scores were not kept, and they are half of attention.
+        spared = 0.5 if name == "attention/attend" and not run.flash[0] else 1.0
+        again = again - where * spared * float(verbs[name].flops[0]) / total
+    for name, where in named.away.items():
+        away = away + where * float(activations.verb_bytes(run, name)[0])
+    whole, every = float(activations.whole_bytes(run)[0]), np.array(texts) == "none"
     code = [REMATS.index(text if text in REMATS else "selective") for text in texts]
-    return every.replace(kept=kept, offload=offload, recompute=again, remat=code)
-
-
-class _Price:
-    """What `activations` says of one run's policies, each verb looked up once."""
-
-    def __init__(self, run: Points) -> None:
-        self.run = run
-        self.whole = float(activations.whole_bytes(run)[0])
-        self.least = float(activations.input_bytes(run)[0])
-        names = activations.verbs(run)
-        self.bytes_of = {n: float(activations.verb_bytes(run, n)[0]) for n in names}
-        total = sum(float(verb.flops[0]) for verb in names.values())
-        self.share_of = {n: float(v.flops[0]) / total for n, v in names.items()}
-        self.again = float(activations.recomputed_share(run, "full")[0])
-
-    def of(self, text: str) -> tuple[float, float, float]:
-        """The share kept, of that what the host holds, and what is done again."""
-        if text == "none":
-            return 1.0, 0.0, 0.0
-        policy = written.parse(text)
-        away = sum(self.bytes_of[name] for name in policy.offloaded)
-        kept = self.least + sum(self.bytes_of[name] for name in policy.kept)
-        again = self.again - sum(self.share_of[name] for name in policy.kept)
-        return kept / self.whole, away / kept, again
+    return run.take(np.zeros(len(texts), int)).replace(
+        kept=np.where(every, 1.0, held / whole),
+        offload=away / held,
+        recompute=np.where(every, 0.0, again),
+        remat=code,
+    )

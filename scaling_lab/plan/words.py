@@ -22,11 +22,14 @@ PIPELINES = {
 }
 #: The word of a layout whose optimizer state rests in the host's memory.
 AWAY = "+offload_optimizer"
+#: The word of a layout whose gathered weights are kept.
+ONCE = "+gather_once"
 
 
 def layout(ranked: Ranked, index: int) -> str:
     """The layout of a candidate that was priced; see `layout_of`."""
-    return layout_of(ranked.question, ranked.candidates, index)
+    text = layout_of(ranked.question, ranked.candidates, index)
+    return text + (ONCE if ranked.points.gathers[index] < 2 else "")
 
 
 def layout_of(question: Question, found: Candidates, index: int) -> str:
@@ -115,9 +118,11 @@ def size(count: float) -> str:
 
 def remat(policy: str) -> str:
     """A policy in a few words: the names of verbs without their rooms."""
-    kind, _, names = policy.partition(":")
-    if not names:
-        return kind
+    parts = [part.partition(":") for part in policy.split(";")]
+    return "; ".join(f"{kind} {_short(names)}".strip() for kind, _, names in parts)
+
+
+def _short(names: str) -> str:
     stems = [name.rpartition("/")[2] for name in names.split(",")]
     short = {"query": "q", "key": "k", "value": "v"}
-    return f"{kind} " + "+".join(short.get(stem, stem) for stem in stems)
+    return "+".join(short.get(stem, stem) for stem in stems)

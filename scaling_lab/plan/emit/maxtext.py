@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 
+from scaling_lab.parallel import policies
+from scaling_lab.plan import words
 from scaling_lab.plan.answer import Choice
 from scaling_lab.plan.emit._flags import Flags
 from scaling_lab.plan.question import Question
@@ -23,6 +25,9 @@ _SAVED = {
     "attention/out": "out_proj",
     "ffn/gate": "mlpwi_0",
     "ffn/up": "mlpwi_1",
+    "ffn/experts/gate": "moe_mlpwi_0",
+    "ffn/experts/up": "moe_mlpwi_1",
+    "ffn/experts/down": "moe_mlpwo",
 }
 _PRECISIONS = {"int8": "int8", "float8": "fp8"}
 
@@ -34,6 +39,10 @@ def emit(question: Question, choice: Choice) -> Flags:
     _mesh(question, choice, flags)
     _batch(question, choice, flags)
     _remat(choice, flags)
+    if words.ONCE in choice.layout and "stage" in choice.mesh:
+        flags.values["pipeline_fsdp_ag_once"] = True
+    elif words.ONCE in choice.layout:
+        flags.cannot("gathered weights kept without a pipeline")
     if choice.host:
         flags.values["optimizer_memory_host_offload"] = True
     if choice.zero == 1:
@@ -154,5 +163,10 @@ def _remat(choice: Choice, flags: Flags) -> None:
         )
         return
     flags.values["remat_policy"] = "custom"
-    for verb in choice.remat.partition(":")[2].split(","):
-        flags.values[_SAVED[verb]] = "device"
+    policy = policies.parse(choice.remat)
+    for verb in policy.kept:
+        if verb not in _SAVED:
+            flags.cannot(f"what {verb} returns, kept by name")
+            continue
+        place = "offload" if verb in policy.offloaded else "device"
+        flags.values[_SAVED[verb]] = place

@@ -6,7 +6,10 @@ ZeRO-2 and 3, and hybrid sharding, are Megatron-FSDP.
 
 from __future__ import annotations
 
+from scaling_lab.parallel import policies
+from scaling_lab.plan import words
 from scaling_lab.plan.answer import Choice
+from scaling_lab.plan.candidates import uniform
 from scaling_lab.plan.emit._flags import Flags
 from scaling_lab.plan.question import Question
 
@@ -34,6 +37,10 @@ def emit(question: Question, choice: Choice) -> Flags:
         "max-position-embeddings": question.length,
     }
     _remat(choice, flags)
+    if choice.remat not in uniform(question):
+        flags.cannot(f"remat {words.remat(choice.remat)}, verb by verb")
+    if words.ONCE in choice.layout:
+        flags.cannot("gathered weights kept for the backward pass")
     _precision(question, flags)
     if choice.host:
         flags.values["optimizer-cpu-offload"] = True
@@ -145,7 +152,7 @@ def _remat(choice: Choice, flags: Flags) -> None:
             "recompute-num-layers": 1,
         }
         return
-    saved = choice.remat.partition(":")[2].split(",")
+    saved = policies.parse(choice.remat).kept
     products = any(verb.startswith("ffn/") for verb in saved)
     modules = ["layernorm"] if products else ["layernorm", "mlp"]
     # Without norms alone a block keeps nearly what it does under remat none.

@@ -6,7 +6,9 @@ that does not reshard after the forward pass.
 
 from __future__ import annotations
 
+from scaling_lab.plan import words
 from scaling_lab.plan.answer import Choice
+from scaling_lab.plan.candidates import uniform
 from scaling_lab.plan.emit._flags import Flags
 from scaling_lab.plan.question import Question
 
@@ -30,6 +32,10 @@ def emit(question: Question, choice: Choice) -> Flags:
         "training.seq_len": question.length,
     }
     _remat(choice, flags)
+    if choice.remat not in uniform(question):
+        flags.cannot(f"remat {words.remat(choice.remat)}, verb by verb")
+    if words.ONCE in choice.layout:
+        flags.values["parallelism.fsdp_reshard_after_forward"] = "never"
     if choice.host:
         flags.values["training.enable_cpu_offload"] = True
         flags.unmapped.append(
@@ -103,7 +109,7 @@ def _remat(choice: Choice, flags: Flags) -> None:
         "none": "none",
         "full": "full",
     }.get(kind, "selective")
-    if kind == "save":
+    if kind in ("save", "offload"):
         flags.unmapped.append(
             f"remat {choice.remat}; selective saves attention and every other product"
         )
