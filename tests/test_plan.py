@@ -989,6 +989,16 @@ def test_what_cannot_be_said_and_fit_is_refused():
     assert emit.best("torchtitan", found).instead_of is None
 
 
+def test_what_the_compiler_refused_is_not_handed_on():
+    found = plan.plan(question(size="8b", target="h100:4x8", batch=64), top=3)
+    refused = dataclasses.replace(
+        found.choices[0], confirmed=False, reason="memory: too large by a hair"
+    )
+    found = dataclasses.replace(found, choices=(refused, *found.choices[1:]))
+    told = emit.best("megatron", found)
+    assert "too large by a hair" in told.instead_of
+
+
 def test_flags_that_keep_more_are_counted_again():
     """Another trainer's schedule and remat fill memory in other ways."""
     from scaling_lab.plan.emit._fitting import needed

@@ -76,7 +76,9 @@ def _against(found: Plan, choice: Choice, told: Flags) -> str:
     """Why flags may not be handed out; empty if they may."""
     need, limit = needed(found.ranked, choice, told), found.question.limit_bytes
     notes = list(told.refused)
-    if told.runs and need > limit:
+    if choice.confirmed is False:
+        notes.append(choice.reason)
+    elif need > limit:
         notes = notes or list(told.unmapped)
         notes.append(f"needs {words.size(need)} of {words.size(limit)} a device")
     return "; ".join(notes)
