@@ -1153,11 +1153,14 @@ def test_choices_are_shown_under_their_best_policies(
 def test_a_policy_without_attentions_kernel_makes_its_scores_again():
     from scaling_lab.plan.answer import answered
 
-    asked = question("llama", "8b", "h100:1x8", batch=8, axes=("fsdp", "context"))
+    odd = 4104  # of parts so long no kernel takes a block
+    axes = ("fsdp", "context")
+    asked = question("llama", "8b", "h100:1x8", batch=8, length=odd, axes=axes)
     ranked = rank.rank(asked)
     table = ranked.candidates.table
     ranked.fits[:] &= (table["context"] == 2) & (table["ulysses"] == 0)
     found = answered(ranked, 1)
+    assert not ranked.points.flash[found.choices[0].index]
     kept = [
         each
         for each in plan.refine.policies(found, found.choices[0])
