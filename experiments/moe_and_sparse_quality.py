@@ -20,9 +20,11 @@ so that a busy machine slows none more than another; only its ratio says anythin
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -115,7 +117,8 @@ def main() -> None:
     given = parser.parse_args()
     configs = [config for config in CONFIGS if config.seed in given.seeds]
     options = {"dry_run": given.dry_run, "keep_stale": given.keep_stale}
-    code = run_configs(configs, OUT, **options, json=True)
+    with contextlib.redirect_stdout(sys.stderr if given.json else sys.stdout):
+        code = run_configs(configs, OUT, **options)
     if given.dry_run:
         raise SystemExit(code)
     done = record.latest(record.read(record.file_of(OUT)))
