@@ -116,7 +116,8 @@ FLAGS: tuple[tuple[str, Any, Any, str], ...] = (
         "xla_flags",
         str,
         "",
-        "XLA flags of the run, or options of the target's compiler.",
+        "XLA flags of the run, or options of the target's compiler: a named set of the "
+        "chip's, as overlap, or with an equals sign, --xla-flags='--xla_a=1 --xla_b=2'.",
     ),
 )
 
