@@ -117,7 +117,7 @@ FLAGS: tuple[tuple[str, Any, Any, str], ...] = (
         str,
         "",
         "XLA flags of the run, or options of the target's compiler: a named set of the "
-        "chip's, as overlap, or with an equals sign, --xla-flags='--xla_a=1 --xla_b=2'.",
+        "chip's, as overlap, or --xla-flags='--xla_a=1 --xla_b=2', with the sign =.",
     ),
 )
 
