@@ -1,7 +1,7 @@
 """What does each way to bring tokens and experts together cost as experts get many?
 
 Run:     python -m experiments.expert_dispatch [--experts 8 16 32 64] [--json] [--keep]
-Takes:   about four minutes of two CPU cores, on eight simulated devices.
+Takes:   about a minute of two CPU cores, on eight simulated devices.
 Expect:  the oracle's FLOPs rise with E and those of places do not (rows that are sorted
          are multiplied in loops as long as the data says, which no compiler counts); an
          exchange of rows and a ring of tokens send as many bytes at every E, where
@@ -12,8 +12,7 @@ Every expert has the same width, so what a token costs stays. Bytes and FLOPs ar
 compiled program's, of one device; what it sends is counted by the size of the results.
 Work is seconds over the sorted way's in the same run: eight devices share two cores,
 and XLA:CPU has no ragged exchange, so rows go in padded boxes. It is work, not
-throughput, and ranks nothing. The record in results/ has none: the machine was not
-quiet enough for ratios.
+throughput, and ranks nothing.
 """
 
 import argparse
