@@ -137,7 +137,7 @@ def layouts(point: Point) -> list[list[lab.RunConfig]]:
 
 
 def changes(point: Point) -> dict[str, dict[str, Any]]:
-    """What is tried on the best of them, one after the other, and kept if it is faster.
+    """What is tried on the best of them, one after the other, and kept if no slower.
 
     Every named set of the chip's flags; two layers in a turn of their loop, so that
     one's weights come while the other computes; and layers written out, which spares

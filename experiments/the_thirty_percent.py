@@ -14,8 +14,8 @@ All in bfloat16, with the same global batch and the same memory, none by hand:
 * ours: the planner's best layouts, for each the policies that `plan.refine` finds best
   under the memory: verb by verb saved, made again or kept by the host, weights gathered
   once or again; on the fastest few of them two layers in a turn of the loop, the
-  chip's sets of flags, and on a GPU layers written out, each kept where it is faster.
-  Once both bars are met the search ends.
+  chip's sets of flags, and on a GPU layers written out, each kept where no slower. Once
+  both bars are met the search ends.
 
 Each side is offered the few that are predicted fastest and the compiler decides; the
 numbers are constants of `_sides`. Under each point stands what gave how much: one thing

@@ -26,12 +26,17 @@ cpu.simulate(8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+#: Names the folder of compiled programs in a session's environment.
+COMPILED = "SCALING_LAB_TESTS_COMPILED"
+
+
 def pytest_configure(config):
     """Programs that several tests compile are compiled once, by whichever worker."""
-    held = tempfile.TemporaryDirectory(prefix="compiled-")
-    shared = os.environ.setdefault("SCALING_LAB_TESTS_COMPILED", held.name)
-    config.add_cleanup(held.cleanup)
-    jax.config.update("jax_compilation_cache_dir", shared)
+    if COMPILED not in os.environ:  # workers inherit it
+        held = tempfile.TemporaryDirectory(prefix="compiled-")
+        os.environ[COMPILED] = held.name
+        config.add_cleanup(held.cleanup)
+    jax.config.update("jax_compilation_cache_dir", os.environ[COMPILED])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 

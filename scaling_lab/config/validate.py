@@ -201,7 +201,7 @@ def _check_experts(config: RunConfig) -> None:
             raise IllegalLayout(
                 f"layout {config.layout.name!r}: +{bound} says how tokens reach "
                 f"experts, and {config.family} has none; leave +{bound} out, or ask "
-                "mixtral, qwen3_moe or deepseek"
+                f"one of {', '.join(models.with_experts())}"
             )
         return
     routing.check(config.model.E)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scaling_lab.cost.efficiencies import PRIORS, Calibration
+from scaling_lab.data import store
 
 if TYPE_CHECKING:
     from scaling_lab.cost.calibrating import Calibrated
@@ -113,11 +113,7 @@ def _part(
 
 
 def _write(path: str | Path, data: dict[str, Any]) -> None:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
-    os.replace(unfinished, path)
+    store.write(Path(path), json.dumps(data, indent=1) + "\n")
 
 
 def _line(name: str, log: float, fit: Fit) -> dict[str, Any]:

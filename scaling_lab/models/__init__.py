@@ -112,6 +112,11 @@ def seeing(config: Any, sight: Sight) -> Any:
     return dataclasses.replace(config, mask=sight)
 
 
+def with_experts() -> list[str]:
+    """Names of the families whose tokens find experts."""
+    return [each for each in families() if hasattr(size(each, "toy"), "routing")]
+
+
 def routing(config: Any) -> str | None:
     """How a model's tokens find their experts, in words; ``None`` without experts."""
     if not hasattr(config, "routing"):
@@ -132,9 +137,8 @@ def routed(config: Any, text: str) -> Any:
     fields = routing_fields(text)
     name = family_of(config).__name__.rpartition(".")[2]
     if not hasattr(config, "routing"):
-        some = [each for each in families() if hasattr(size(each, "toy"), "routing")]
         raise ValueError(
-            f"routing {text}: {name} has no experts; {', '.join(some)} have"
+            f"routing {text}: {name} has no experts; {', '.join(with_experts())} have"
         )
     biased = fields.pop("biased", None)
     if biased is not None:

@@ -70,16 +70,25 @@ def delta(out_BTNU: Array, d_BTNU: Array) -> Array:
     return rearrange(jnp.sum(wide_BTNU, -1), "b t n -> b n t")
 
 
+def unbroken(length: int, own: int, mask: Mask) -> int:
+    """How many positions in turn stand without a gap in their places.
+
+    Args:
+      own: queries of the device; of a part of a row half of them do, and as many of the
+        keys, however many are gathered.
+    """
+    return own // 2 if mask.row is not None else length
+
+
 def block(length: int, own: int, mask: Mask, most: int, multiple: int = 1) -> int:
     """The widest block that divides a length and has no gap in its places.
 
     Args:
-      own: queries of the device; of a part of a row half of them stand without a gap,
-        and as many of the keys, however many are gathered.
+      own: queries of the device (`unbroken`).
       most: at most so wide, and no wider than a block of the mask's map. multiple: of
         this. Where there is none, 0.
     """
     most = most if mask.blocks is None else min(most, mask.blocks.size)
-    whole = own // 2 if mask.row is not None else length
+    whole = unbroken(length, own, mask)
     widths = range(multiple, min(whole, most) + 1, multiple)
     return max((n for n in widths if whole % n == 0), default=0)

@@ -130,8 +130,7 @@ def _sides(
     own = q_BTNH.shape[1]
 
     def side(length: int, most: int, picked: int) -> int:
-        # Of a part of a row half of a device's own places have no gap, keys' too.
-        whole = [own // 2 if mask.row is not None else length, picked]
+        whole = [flash.unbroken(length, own, mask), picked]
         whole += [mask.blocks.size] if mask.blocks else []
         found = math.gcd(most, *whole)  # `most` is a power of two, so this is one too
         return found if found >= SHORTEST else 0

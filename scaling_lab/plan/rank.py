@@ -216,13 +216,12 @@ def as_points(question: Question, found: Candidates) -> Points:
 def _kernel(question: Question, table: Table) -> dict[str, np.ndarray]:
     """How attention is done on one device; see `cost.kernels`."""
     chip, shape = question.target.chip, question.shape
-    sight = None if shape.config is None else models.sight(shape.config)
     assert chip is not None
     rows = kernels.Rows(
         widest=getattr(shape.config, "H", shape.head_dim)
         + getattr(shape.config, "P", 0),
-        narrow=question.precision not in ("float32",),
-        sight=sight or EVERYTHING,
+        narrow=question.precision != "float32",
+        sight=EVERYTHING if shape.config is None else models.sight(shape.config),
         length=question.length,
         context=table["context"],
         parts=(table["context"] > 1) & (table["ulysses"] == 0),
