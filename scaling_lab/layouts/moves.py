@@ -134,6 +134,8 @@ class Moves:
             return weight
         stored = f"{name.rpartition('/')[2]}_{letters}"
         used = self.layout.spec("acts", letters, name) if used is None else used
+        # Said where it rests, or a partitioner may gather it before it is cast.
+        weight = self._constrain(weight, self.layout.spec("params", letters, stored))
         weight = self._brought(weight, used, self.layout.spec("grads", letters, stored))
         if self.gathers({stored: weight}):
             weight = checkpoint_name(weight, stack.GATHERED)
