@@ -1,6 +1,7 @@
 """Eight simulated devices, strict ranks, warnings are errors (see pyproject.toml)."""
 
 import dataclasses
+import importlib.util
 import os
 import sys
 import tempfile
@@ -38,6 +39,18 @@ def pytest_configure(config):
         config.add_cleanup(held.cleanup)
     jax.config.update("jax_compilation_cache_dir", os.environ[COMPILED])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+#: Marker of tests that need a compiler -> the module it comes in.
+COMPILERS = {"tpu": "libtpu", "gpu": "jax_cuda13_plugin"}
+
+
+def pytest_runtest_setup(item):
+    """Skips what needs the compiler of a machine that is not here, where that lacks."""
+    for kind, module in COMPILERS.items():
+        if item.get_closest_marker(kind) and not importlib.util.find_spec(module):
+            extra = f"pip install 'scaling_lab[{kind}-compile]'"
+            pytest.skip(f"needs the {kind.upper()}'s compiler: {extra}")
 
 
 #: Divisible by eight devices wherever a layout divides, and nothing more.

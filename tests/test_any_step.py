@@ -1,7 +1,5 @@
 """Any jitted function, judged for any machine: a model that is not ours."""
 
-import importlib.util
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -13,15 +11,6 @@ from jax.sharding import PartitionSpec as P
 import scaling_lab as lab
 from scaling_lab.compile.backends import NoCompiler
 from scaling_lab.record import RunRecord
-
-tpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="needs the TPU's compiler: pip install 'scaling_lab[tpu-compile]'",
-)
-gpu = pytest.mark.skipif(
-    importlib.util.find_spec("jax_cuda13_plugin") is None,
-    reason="needs the GPU's compiler: pip install 'scaling_lab[gpu-compile]'",
-)
 
 
 class Perceptron(nnx.Module):
@@ -66,7 +55,7 @@ def weights(width, kernels=2):
     return 3 * 4 * parameters
 
 
-@tpu
+@pytest.mark.tpu
 def test_somebodys_data_parallel_step_on_a_tpu(tmp_path):
     step, args = somebodys_step()
     module = tmp_path / "step.txt"
@@ -93,7 +82,7 @@ def test_somebodys_data_parallel_step_on_a_tpu(tmp_path):
     assert module.read_text().startswith("HloModule")
 
 
-@tpu
+@pytest.mark.tpu
 def test_shardings_of_another_mesh_are_taken_for_their_axes():
     """Weights divided by rows, a constraint inside, a plain function."""
     elsewhere = AbstractMesh((2, 4), ("data", "tensor"))
@@ -122,7 +111,7 @@ def test_shardings_of_another_mesh_are_taken_for_their_axes():
     assert again.compiled["collectives"] == rows
 
 
-@tpu
+@pytest.mark.tpu
 def test_a_step_that_cannot_fit_and_one_that_cannot_be():
     huge = jax.ShapeDtypeStruct((2**17, 2**17), jnp.bfloat16)
     record = lab.compile_step(lambda x: x @ x, (huge,), None, "tpu-v5e:1x1")
@@ -135,7 +124,7 @@ def test_a_step_that_cannot_fit_and_one_that_cannot_be():
     assert wrong.compiled is None
 
 
-@tpu
+@pytest.mark.tpu
 def test_what_is_missing_is_said():
     args = (jax.ShapeDtypeStruct((8, 8), jnp.float32),)
     with pytest.raises(ValueError, match=r"has 4 devices and no axes.*'data': 4"):
@@ -159,7 +148,7 @@ def test_the_devices_of_this_process():
     assert kinds == {"all-reduce"} and record.asked["simulated"] is True
 
 
-@gpu
+@pytest.mark.gpu
 def test_somebodys_step_on_gpus():
     step, args = somebodys_step()
     record = lab.compile_step(

@@ -1,21 +1,10 @@
 """Compilers of machines that are not here: what they want, what they say."""
 
-import importlib.util
-
 import pytest
 
 from scaling_lab.compile import backends, gpu, tpu
 from scaling_lab.compile.backends import NoCompiler, backend_of, options
 from scaling_lab.hardware import chip, chips, parse_target
-
-needs_tpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="needs the TPU's compiler: pip install 'scaling_lab[tpu-compile]'",
-)
-needs_gpu = pytest.mark.skipif(
-    importlib.util.find_spec("jax_cuda13_plugin") is None,
-    reason="needs the GPU's compiler: pip install 'scaling_lab[gpu-compile]'",
-)
 
 GPUS = [name for name in chips() if chip(name).compiler == "gpu"]
 
@@ -56,7 +45,7 @@ def test_a_missing_compiler_names_the_extra(backend, extra, monkeypatch):
         backend.version()
 
 
-@needs_tpu
+@pytest.mark.tpu
 @pytest.mark.parametrize(
     ("text", "kind", "slices"),
     [
@@ -78,7 +67,7 @@ def test_the_compiler_lists_the_devices_of_a_target(text, kind, slices):
     assert len({getattr(device, "slice_index", 0) for device in found}) == slices
 
 
-@needs_tpu
+@pytest.mark.tpu
 @pytest.mark.parametrize("name", [n for n in chips() if chip(n).compiler == "tpu"])
 def test_the_compiler_knows_every_torus_that_a_chip_comes_in(name):
     for shape in chip(name).topologies()[:8]:
@@ -86,7 +75,7 @@ def test_the_compiler_knows_every_torus_that_a_chip_comes_in(name):
         assert len(tpu.devices(parse_target(text))) == parse_target(text).devices
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", GPUS)
 def test_the_gpu_compiler_accepts_every_description(name):
     per_node = chip(name).scale_up_chips
@@ -95,7 +84,7 @@ def test_the_gpu_compiler_accepts_every_description(name):
     assert [device.process_index for device in found] == [0] * per_node + [1] * per_node
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_a_description_gives_the_peak_of_its_chip():
     text = gpu.description(chip("h100"))
     assert "core_count: 132\n" in text and "major: 9\n" in text

@@ -4,7 +4,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
-import importlib.util
 import json
 import math
 import os
@@ -25,14 +24,6 @@ from scaling_lab.cost.efficiencies import Calibration
 from scaling_lab.sweep import compile_run, compiling, driver, worker
 from scaling_lab.sweep.run import run_here
 
-tpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="needs the TPU's compiler: pip install 'scaling_lab[tpu-compile]'",
-)
-gpu = pytest.mark.skipif(
-    importlib.util.find_spec("jax_cuda13_plugin") is None,
-    reason="needs the GPU's compiler: pip install 'scaling_lab[gpu-compile]'",
-)
 LOCK = Path("/tmp/libtpu_lockfile")
 ASKED = (
     "argument_bytes temporary_bytes peak_bytes hbm_bytes fits step_seconds "
@@ -54,7 +45,7 @@ def compiled(cache, tmp_path_factory):
     return compile_run(tiny_step(), module=module, cache_dir=cache), module
 
 
-@tpu
+@pytest.mark.tpu
 def test_a_step_is_compiled_for_a_machine_that_is_not_here(compiled):
     record, module = compiled
     assert record.status == "ok", record.reason
@@ -74,7 +65,7 @@ def test_a_step_is_compiled_for_a_machine_that_is_not_here(compiled):
     assert "num_partitions=4" in text.partition("\n")[0]
 
 
-@tpu
+@pytest.mark.tpu
 def test_arguments_are_the_state_and_the_batch_of_one_device(compiled):
     record, _ = compiled
     held = record.predicted["bytes_per_device"]
@@ -84,7 +75,7 @@ def test_arguments_are_the_state_and_the_batch_of_one_device(compiled):
     assert wanted <= record.compiled["argument_bytes"] < 2 * wanted
 
 
-@tpu
+@pytest.mark.tpu
 def test_a_calibration_prices_the_same_module_again(compiled, cache):
     record, _ = compiled
     frozen = calibrations.frozen()
@@ -101,7 +92,7 @@ def test_a_calibration_prices_the_same_module_again(compiled, cache):
     assert slow.compiled["peak_bytes"] == record.compiled["peak_bytes"]
 
 
-@tpu
+@pytest.mark.tpu
 def test_a_verdict_is_kept_by_config_and_compiler(compiled, cache, monkeypatch):
     record, module = compiled
 
@@ -134,7 +125,7 @@ def test_a_verdict_is_kept_by_config_and_compiler(compiled, cache, monkeypatch):
         compile_run(tiny_step(), cache_dir=cache)
 
 
-@tpu
+@pytest.mark.tpu
 def test_a_kept_verdict_that_is_torn_is_compiled_again(compiled, cache, monkeypatch):
     kept = cache / "verdicts" / compiling.key(tiny_step())
     whole = kept.with_suffix(".json").read_text()
@@ -157,7 +148,7 @@ def locked():
         LOCK.unlink(missing_ok=True)
 
 
-@tpu
+@pytest.mark.tpu
 def test_flags_change_the_program_and_a_lock_file_stops_nobody(compiled, tmp_path):
     _, module = compiled
     flags = "--xla_tpu_enable_async_collective_fusion=false"
@@ -173,7 +164,7 @@ def test_flags_change_the_program_and_a_lock_file_stops_nobody(compiled, tmp_pat
     )
 
 
-@tpu
+@pytest.mark.tpu
 @pytest.mark.parametrize(
     ("remat", "kernels"),
     [
@@ -191,7 +182,7 @@ def test_attention_that_is_kept_does_not_run_again(remat, kernels, cache, tmp_pa
     assert text.count('custom_call_target="tpu_custom_call"') == kernels
 
 
-@tpu
+@pytest.mark.tpu
 def test_steps_compile_side_by_side_and_one_failure_is_one_row(tmp_path):
     """Too large, refused by the compiler, and too slow, all at once."""
     large = tiny_step(batch=8192, length=1024, remat="none")
@@ -222,7 +213,7 @@ def test_steps_compile_side_by_side_and_one_failure_is_one_row(tmp_path):
     assert kept == [".gz", ".json"], "only lasting verdicts are kept"
 
 
-@tpu
+@pytest.mark.tpu
 @pytest.mark.parametrize(
     ("number", "says"),
     [(signal.SIGSEGV, "signal 11"), (signal.SIGKILL, "this machine's memory")],
@@ -257,7 +248,7 @@ def test_the_host_compiles_too(tmp_path):
     assert (tmp_path / "m.txt").read_text().startswith("HloModule")
 
 
-@tpu
+@pytest.mark.tpu
 @pytest.mark.parametrize(
     ("target", "layout"),
     [
@@ -279,21 +270,35 @@ def test_other_tpus(target, layout, tmp_path):
 QKV = "attention/query,attention/key,attention/value,attention/attend"
 
 
-@tpu
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "target", "layout", "words"),
     [
-        (
+        pytest.param(
             *("8b", "tpu-v5p:4x4x4", "fsdp=16,tensor=4+sequence"),
             {"batch": 64, "length": 4096, "remat": f"save:{QKV}"},
+            marks=pytest.mark.tpu,
+            id="8b on 64 TPUs",
         ),
-        (
+        pytest.param(
             *("70b", "tpu-v5p:8x8x8", "fsdp=128,context=2,tensor=2+sequence"),
             {"batch": 512, "length": 8192, "accumulate": 4},
+            marks=pytest.mark.tpu,
+            id="70b on 512 TPUs",
+        ),
+        pytest.param(
+            *("8b", "h100:8x8", "data=8,fsdp=8"),
+            {"batch": 128, "length": 4096, "remat": f"save:{QKV}"},
+            marks=pytest.mark.gpu,
+            id="8b on 64 GPUs",
+        ),
+        pytest.param(
+            *("70b", "h100:32x8", "fsdp=32,tensor=8+sequence"),
+            {"batch": 256, "length": 4096, "remat": f"save:{QKV}"},
+            marks=pytest.mark.gpu,
+            id="70b on 256 GPUs",
         ),
     ],
-    ids=["8b on 64 chips", "70b on 512 chips"],
 )
 def test_steps_of_true_size(size, target, layout, words, tmp_path):
     """All layers: they fit, as predicted, and nothing moves that nobody asked for."""
@@ -312,7 +317,7 @@ def test_steps_of_true_size(size, target, layout, words, tmp_path):
     assert found.predicted["hbm_bytes"] == pytest.approx(needed, rel=0.25)
 
 
-@gpu
+@pytest.mark.gpu
 def test_a_gpu_step(tmp_path):
     config = tiny_step(target="h100:2x2", layout="data=2,fsdp=2")
     found = compile_run(config, module=tmp_path / "m.txt", cache_dir=tmp_path)
@@ -324,7 +329,7 @@ def test_a_gpu_step(tmp_path):
     assert "is_scheduled=true" in (tmp_path / "m.txt").read_text()
 
 
-@gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("layout", ["fsdp=8", "expert=8"])
 def test_a_gpu_multiplies_experts_rows_and_no_more(layout, tmp_path):
     """At Mixtral's widths, where borders between experts' rows cost little."""
@@ -368,7 +373,7 @@ check_legal(config), cost.explain(config), predicted(config)
     assert done.returncode == 0, done.stderr
 
 
-@tpu
+@pytest.mark.tpu
 def test_the_verb(compiled, cache, tmp_path):
     words = "compile --family llama --size toy --target tpu-v5e:2x2 --layout fsdp=4"
     words += " --layers 1 --batch 8 --length 128 --remat full"
@@ -389,7 +394,7 @@ def test_the_verb(compiled, cache, tmp_path):
     assert "peak bytes a device" in done.stdout and "all-gather" in done.stdout
 
 
-@tpu
+@pytest.mark.tpu
 def test_a_sweep_of_compiles_keeps_its_rows(
     compiled, cache, tmp_path, capsys, monkeypatch
 ):

@@ -1,6 +1,5 @@
 """Meshes follow the machine: the busiest axis on the closest links."""
 
-import importlib.util
 import itertools
 
 import jax
@@ -10,15 +9,6 @@ import pytest
 from scaling_lab.layouts import parse
 from scaling_lab.layouts.mesh import links, make_mesh, mesh_of
 from scaling_lab.sweep.any_step import target_mesh
-
-tpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="needs the TPU's compiler: pip install 'scaling_lab[tpu-compile]'",
-)
-gpu = pytest.mark.skipif(
-    importlib.util.find_spec("jax_cuda13_plugin") is None,
-    reason="needs the GPU's compiler: pip install 'scaling_lab[gpu-compile]'",
-)
 
 
 def lines(mesh, axis):
@@ -53,7 +43,7 @@ def hops(target, mesh, axis):
     return longest
 
 
-@tpu
+@pytest.mark.tpu
 @pytest.mark.parametrize(
     ("target", "axes", "moves"),
     [
@@ -79,7 +69,7 @@ def test_an_axis_takes_whole_axes_of_the_torus(target, axes, moves):
     assert set(links(mesh).values()) == {"ici"}
 
 
-@tpu
+@pytest.mark.tpu
 @pytest.mark.parametrize(
     ("target", "axes", "busiest"),
     [
@@ -98,7 +88,7 @@ def test_neighbours_of_the_busiest_axis_are_neighbours_on_the_torus(
     assert hops(parse_target(target), mesh, busiest) == 1
 
 
-@tpu
+@pytest.mark.tpu
 @pytest.mark.parametrize(
     ("target", "axes", "joined"),
     [
@@ -114,13 +104,13 @@ def test_what_sends_least_crosses_slices(target, axes, joined):
     assert {axis: found[axis] for axis in joined} == joined
 
 
-@tpu
+@pytest.mark.tpu
 def test_axes_that_are_not_the_target_are_told():
     with pytest.raises(ValueError, match="make up 8 devices and target .* has 16"):
         target_mesh("tpu-v6e:4x4", {"fsdp": 8})
 
 
-@gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     ("axes", "joined"),
     [

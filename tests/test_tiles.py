@@ -4,7 +4,6 @@ The kernels run here by interpretation, which fills what nothing has written wit
 """
 
 import functools
-import importlib.util
 import re
 
 import jax
@@ -24,10 +23,6 @@ from scaling_lab.train import program
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
-tpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="needs the TPU's compiler: pip install 'scaling_lab[tpu-compile]'",
-)
 INTERPRETED = functools.partial(experts.tiled, interpret=True)
 ON_A_TPU = functools.partial(experts.grouped, interpret=True)
 
@@ -124,13 +119,13 @@ def test_a_gpus_program_multiplies_rows_and_no_more(rows, room, held):
     assert own <= told(text) <= 1.06 * own
 
 
-@tpu
+@pytest.mark.tpu
 @pytest.mark.parametrize("place", PLACES)
 def test_a_tpus_program_multiplies_rows_and_no_more(place):
     assert products_on_a_tpu(experts.grouped, place) == pytest.approx(9, rel=0.01)
 
 
-@tpu
+@pytest.mark.tpu
 def test_the_tpus_own_gradient_of_weights_multiplies_by_every_expert():
     """Where that has changed, `megablox` has had its day."""
     found = products_on_a_tpu(experts.ragged, PLACES[0])

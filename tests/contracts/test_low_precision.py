@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import re
-from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
@@ -284,15 +283,13 @@ def products_of(target, precision):
 
 
 @pytest.mark.parametrize("target", ["tpu-v5e:2x2", "tpu-v5p:2x2x1", "tpu-v6e:2x2"])
-@pytest.mark.skipif(find_spec("libtpu") is None, reason="needs the TPU's compiler")
+@pytest.mark.tpu
 def test_a_tpu_multiplies_integers(target):
     types = products_of(target, "int8")
     assert types.count({"s8"}) == 2 and {"bf16"} in types  # the weight's gradient
 
 
-@pytest.mark.skipif(
-    find_spec("jax_cuda13_plugin") is None, reason="needs the GPU's compiler"
-)
+@pytest.mark.gpu
 def test_a_gpu_multiplies_eight_bits():
     types = products_of("h100:1x1", "float8")
     assert {"f8e4m3fn", "f8e5m2"} in types
