@@ -68,7 +68,8 @@ class OptimizerConfig:
       weight_decay: on matrices alone (biases and norms are spared).
       clip: the global gradient norm is cut to this; ``None`` never cuts.
       moments: how they are kept between steps: float32, bfloat16, or int8, which is 8
-        bits with a scale for each row (see `moments`). Adafactor's are factored.
+        bits with a scale for each block of at most 256 (see `moments`). Adafactor's
+        are factored.
       balance: how far a step moves a router's bias against its expert's excess load
         (DeepSeek-V3, section 4.2).
     """

@@ -1,14 +1,13 @@
 """Moments in fewer bits than they are computed in: bfloat16, or 8 bits.
 
-In 8 bits each row of a moment has one scale, its largest magnitude, and codes that are
-dense near zero (Dettmers et al. 2021, "8-bit Optimizers via Block-wise Quantization",
-sections 2 and 3). Their code is a table; here it is a power, which a chip computes
-where it would have to look a table up: a first moment is its scale times the square of
-its code, a second moment, whose root Adam takes, times the fourth power. A block is a
-row along a dim that layouts seldom divide, so it is the same whoever holds it. Blocks
-of 256 would keep an outlier from the rest of its row, but the TPU's compiler then
-writes whole moments out in float32: a step of Llama 8B on 8 v6e compiles to 0.95 s and
-19.8 GB instead of 0.82 s and 13.6 GB, which is no less than without.
+In 8 bits each block of a moment has one scale, its largest magnitude, and codes that
+are dense near zero (Dettmers et al. 2021, "8-bit Optimizers via Block-wise
+Quantization", sections 2 and 3): an outlier costs the rest of its block and no more.
+Their code is a table; here it is a power, which a chip computes where it would have to
+look a table up: a first moment is its scale times the square of its code, a second
+moment, whose root Adam takes, times the fourth power. Theirs are blocks of 2048 of the
+numbers in a line; here they are of at most 256 of a row, along a dim that layouts
+seldom divide, so they are the same whoever holds them (`block`).
 
 Norms and biases keep float32; they are few.
 """
@@ -29,8 +28,12 @@ from scaling_lab.optimizers.stacks import along, is_matrix
 Array = jax.Array
 
 KINDS = ("float32", "bfloat16", "int8")
-#: Bytes of a moment's number, scales apart.
-BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+#: Most numbers that share a scale.
+BLOCK = 256
+#: Fewest that a row is cut into: a scale is four bytes.
+LEAST = 32
+#: Bytes of a moment's number, with its part of a scale.
+BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1 + 4 / BLOCK}
 
 
 class Narrowed(NamedTuple):
@@ -38,7 +41,7 @@ class Narrowed(NamedTuple):
 
     Attributes:
       codes: the state, its moments as codes of one byte. scales: the same tree, of a
-        moment one number for every row, of anything else nothing.
+        moment one number for every block, of anything else nothing.
     """
 
     codes: Any
@@ -68,12 +71,33 @@ def narrowed(
     return optax.GradientTransformation(init, update)
 
 
+def block(row: int) -> int:
+    """How many numbers of a row share a scale; they divide it.
+
+    A row that is no longer than `BLOCK` is one block, and so is one that nothing from
+    `LEAST` to `BLOCK` divides. Of what does, more than half of `BLOCK` is preferred,
+    then what leaves the most factors of two to the number of blocks: meshes have axes
+    of powers of two, and a block should not lie across two devices.
+    """
+    if row <= BLOCK:
+        return row
+    sizes = [size for size in range(LEAST, BLOCK + 1) if row % size == 0]
+
+    def worth(size: int) -> tuple[bool, int, int]:
+        count = row // size
+        return 2 * size > BLOCK, count & -count, size
+
+    return max(sizes, key=worth, default=row)
+
+
 def encode(moment: Array, axis: int, *, second: bool) -> tuple[Array, Array]:
-    """``(codes, scale)`` of a moment, rows along an axis, which the scale lacks.
+    """``(codes, scale)`` of a moment, rows along an axis: there the scale has blocks.
 
     A second moment that is not zero does not become zero: Adam divides by its root.
     """
-    scale = jnp.max(jnp.abs(moment), axis=axis, keepdims=True)
+    shape = moment.shape
+    moment = _cut(moment, axis, shape[axis] // block(shape[axis]))
+    scale = jnp.max(jnp.abs(moment), axis=axis + 1, keepdims=True)
     share = jnp.abs(moment) / jnp.where(scale == 0, 1.0, scale)
     if second:
         codes = jnp.round(255 * jnp.sqrt(jnp.sqrt(share)))
@@ -81,17 +105,23 @@ def encode(moment: Array, axis: int, *, second: bool) -> tuple[Array, Array]:
     else:
         codes = jnp.round(127 * jnp.sqrt(share)) * jnp.sign(moment)
         codes = codes.astype(jnp.int8)
-    return codes, jnp.squeeze(scale, axis)
+    return codes.reshape(shape), jnp.squeeze(scale, axis + 1)
 
 
 def decode(codes: Array, scale: Array, axis: int) -> Array:
     """The inverse of `encode`, in float32."""
-    root = codes.astype(jnp.float32)
+    root = _cut(codes, axis, scale.shape[axis]).astype(jnp.float32)
     if codes.dtype == jnp.uint8:
         share = jnp.square(jnp.square(root / 255))
     else:
         share = jnp.square(root / 127) * jnp.sign(root)
-    return share * jnp.expand_dims(scale, axis)
+    return (share * jnp.expand_dims(scale, axis + 1)).reshape(codes.shape)
+
+
+def _cut(rows: Array, axis: int, blocks: int) -> Array:
+    """Rows along an axis as so many blocks, and the places in one beside it."""
+    shape = rows.shape
+    return rows.reshape(*shape[:axis], blocks, -1, *shape[axis + 1 :])
 
 
 def _cast(state: Any) -> Any:

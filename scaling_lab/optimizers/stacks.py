@@ -87,7 +87,8 @@ def state_dims(state: Any, params: Params) -> Any:
     """The dims of every array of an optimizer state, as a tree of letters.
 
     An array that belongs to a parameter and has its shape has its dims; a factored
-    moment has them without the dim it was summed over; counters have none (``""``).
+    moment has them without the dim it was summed over; the scales of an 8-bit moment
+    have them all, one of them that of their blocks; counters have none (``""``).
 
     Args:
       state: abstract state, as `jax.eval_shape` gives it. params: abstract parameters.
@@ -102,6 +103,8 @@ def state_dims(state: Any, params: Params) -> Any:
         if not owner:
             return ""
         letters = dims.letters(owner.rpartition("/")[2])
+        if "scales" in keys:
+            return letters
         kept = _summed_over(keys, letters, shapes[owner])
         sizes = dict(zip(letters, shapes[owner], strict=True))
         same = tuple(leaf.shape) == tuple(sizes[letter] for letter in kept)
@@ -111,12 +114,7 @@ def state_dims(state: Any, params: Params) -> Any:
 
 
 def _summed_over(keys: list[str], letters: str, shape: tuple[int, ...]) -> str:
-    """Adafactor's row moments lack a matrix's largest dim, column moments the next.
-
-    Scales of 8-bit moments lack the dim that their rows run along.
-    """
-    if "scales" in keys:
-        return letters.replace(along(letters), "")
+    """Adafactor's row moments lack a matrix's largest dim, column moments the next."""
     if "v_row" not in keys and "v_col" not in keys:
         return letters
     alike = stacked(f"x_{letters}")
