@@ -30,12 +30,22 @@ def spread(shape, seed=0):
 # --- Codes
 
 
+def coded(moment, *, second):
+    """``(codes, scale, moment again)`` of rows along axis 1; scales along it too."""
+    blocks = moments.cut(moment, 1)
+    inside = 1 + blocks.ndim - moment.ndim
+    codes, scale = moments.encode(blocks, inside, second=second)
+    back = moments.decode(codes, scale)
+    count = moment.shape[1] // moments.block(moment.shape[1])
+    scale = scale.reshape(moment.shape[0], count, *moment.shape[2:])
+    return codes.reshape(moment.shape), scale, back.reshape(moment.shape)
+
+
 def test_first_moments_are_squares_of_codes():
     moment = spread((4, 64, 6))
-    codes, scale = moments.encode(moment, 1, second=False)
+    codes, scale, back = coded(moment, second=False)
     assert codes.dtype == jnp.int8 and scale.shape == (4, 1, 6)
     np.testing.assert_array_equal(scale[:, 0], jnp.abs(moment).max(1))
-    back = moments.decode(codes, scale, 1)
     share = np.abs(moment) / scale
     # Half a code away from a root, the square is 2·root·half + half² away.
     bound = (np.sqrt(share) / 127 + 0.25 / 127**2) * scale
@@ -45,33 +55,32 @@ def test_first_moments_are_squares_of_codes():
 
 def test_second_moments_are_fourth_powers_and_never_become_zero():
     moment = jnp.square(spread((4, 64, 6))).at[0, 0, 0].set(0.0).at[1, 0, 0].set(1e-20)
-    codes, scale = moments.encode(moment, 1, second=True)
+    codes, scale, back = coded(moment, second=True)
     assert codes.dtype == jnp.uint8 and codes.max() == 255
-    back = moments.decode(codes, scale, 1)
     assert back[0, 0, 0] == 0 and ((back > 0) == (moment > 0)).all()
     large = moment > 1e-4 * scale
     assert (np.abs(back / moment - 1)[large] < 0.09).all() and large.any()
 
 
 def test_rows_of_zeros():
-    codes, scale = moments.encode(jnp.zeros((3, 4)), 1, second=False)
-    assert (moments.decode(codes, scale, 1) == 0).all()
+    assert (coded(jnp.zeros((3, 4)), second=False)[2] == 0).all()
 
 
 @pytest.mark.parametrize(
     ("row", "block"),
     [
-        *((4096, 256), (8192, 256), (256, 256), (96, 96), (257, 257), (64, 64)),
-        *((14336, 224), (11008, 172), (13824, 216), (768, 192), (384 + 32, 208)),
-        (50257, 50257),  # 29 · 1733: blocks of 29 would be more scale than code
+        *((4096, 64), (8192, 64), (256, 64), (128, 128), (96, 96)),
+        *((14336, 224), (5120, 160), (6144, 96), (768, 96)),  # whole tiles
+        *((11008, 86), (13824, 108), (384 + 32, 104)),
+        *((257, 257), (50257, 50257)),
     ],
 )
-def test_blocks_divide_rows_into_a_power_of_two(row, block):
+def test_blocks_divide_rows(row, block):
     assert moments.block(row) == block
     count = row // block
     assert count * block == row and count & (count - 1) == 0
-    codes, scale = moments.encode(spread((2, row, 3)), 1, second=False)
-    assert codes.shape == (2, row, 3) and scale.shape == (2, count, 3)
+    codes, scale, _ = coded(spread((2, row, 3)), second=False)
+    assert codes.shape == (2, row, 3) and scale.shape == (2, row // block, 3)
 
 
 @pytest.mark.parametrize("second", [False, True])
@@ -79,7 +88,7 @@ def test_blocks_divide_rows_into_a_power_of_two(row, block):
 def test_an_outlier_costs_its_block_and_no_more(row, second):
     moment = np.abs(np.random.default_rng(0).normal(size=(3, row))).astype(np.float32)
     moment[:, 5] = 1e4
-    back = moments.decode(*moments.encode(jnp.array(moment), 1, second=second), 1)
+    back = coded(jnp.array(moment), second=second)[2]
     error = np.abs(back - moment)
     size = moments.block(row)
     for start in range(0, row, size):
@@ -94,18 +103,14 @@ def test_an_outlier_costs_its_block_and_no_more(row, second):
     ("row", "parts", "apart"),
     [
         *((4096, 8, True), (14336, 8, True), (768, 4, True)),
-        *((384 + 32, 8, False), (96, 8, False), (512, 8, False)),  # across devices
+        *((1536, 8, True), (5120, 8, True)),
+        *((384 + 32, 8, False), (96, 8, False), (256, 8, False)),  # across devices
     ],
 )
 def test_blocks_are_the_same_whoever_holds_them(row, parts, apart):
     auto = (jax.sharding.AxisType.Auto,)
     mesh = jax.make_mesh((parts,), ("x",), auto, devices=jax.devices()[:parts])
-
-    @jax.jit
-    def there_and_back(moment):
-        codes, scale = moments.encode(moment, 1, second=True)
-        return codes, scale, moments.decode(codes, scale, 1)
-
+    there_and_back = jax.jit(lambda moment: coded(moment, second=True))
     moment = jnp.square(spread((16, row, 3)))
     spec = jax.sharding.PartitionSpec(None, "x")
     divided = jax.device_put(moment, jax.sharding.NamedSharding(mesh, spec))
@@ -113,19 +118,20 @@ def test_blocks_are_the_same_whoever_holds_them(row, parts, apart):
     np.testing.assert_array_equal(found[0], alone[0])
     np.testing.assert_array_equal(found[1], alone[1])
     np.testing.assert_allclose(found[2], alone[2], 1e-6)
-    text = there_and_back.lower(divided).compile().as_text() or ""
+    text = there_and_back.lower(divided).compile().as_text()
     kinds = "all-gather|all-reduce|all-to-all|collective-permute"
     moved = re.findall(rf"= \w+\[([\d,]+)\]\S* (?:{kinds})\(", text)
     assert (not moved) == apart  # and scales are all that moves
     assert all(math.prod(map(int, s.split(","))) <= alone[1].size for s in moved)
 
 
-def test_rows_run_along_what_layouts_seldom_divide():
-    found = {
-        x: optimizers.along(x) for x in ("LDNH", "LNHD", "LDF", "LEFD", "VD", "DV")
+def test_rows_run_along_the_last_dim_but_one_where_that_is_as_good():
+    along = {
+        **{"LDNH": "H", "LNHD": "H", "LQNH": "H", "LNUD": "U"},  # of heads
+        **{"LDF": "D", "LFD": "F", "LEDF": "D", "LEFD": "F", "DV": "D", "LDQ": "D"},
+        **{"VD": "D", "TD": "D"},  # no token shares a scale with another
     }
-    wanted = {"LDNH": "H", "LNHD": "H", "LDF": "F", "LEFD": "F", "VD": "D", "DV": "D"}
-    assert found == wanted
+    assert {letters: optimizers.along(letters) for letters in along} == along
 
 
 # --- Who is narrowed
@@ -168,9 +174,10 @@ def test_matrices_are_narrowed_and_nothing_else(name, kind):
 @pytest.mark.parametrize(
     ("row", "placed"),
     [
-        (1024, "L, D@fsdp, F@tensor"),
-        (768, "L, D@fsdp, F@tensor"),
-        (512, "L, D@fsdp, F"),
+        (1024, "L, F@tensor, D@fsdp"),
+        (768, "L, F@tensor, D@fsdp"),
+        (416, "L, F@tensor, D@fsdp"),
+        (144, "L, F, D@fsdp"),
     ],
 )
 def test_scales_rest_beside_their_blocks_where_those_divide(row, placed, tiny):
@@ -180,19 +187,42 @@ def test_scales_rest_beside_their_blocks_where_those_divide(row, placed, tiny):
         told
         for part in ("codes", "scales")
         for told in cost.explain(config).rows
-        if {part, "mu", "gate_LDF"} <= set(told.name.split("/"))
+        if {part, "mu", "down_LFD"} <= set(told.name.split("/"))
     )
-    assert codes.placement == "L, D@fsdp, F@tensor" and scale.placement == placed
-    assert scale.shape == (*codes.shape[:2], row // moments.block(row))
+    assert codes.placement == "L, F@tensor, D@fsdp" and scale.placement == placed
+    layers, _, width = codes.shape
+    assert scale.shape == (layers, row // moments.block(row), width)
     flat = jax.tree_util.tree_flatten_with_path(
         train.make_program(config).shardings.optimizer
     )[0]
     (spec,) = (
         sharding.spec
         for path, sharding in flat
-        if {"scales", "mu", "gate_LDF"} <= set(dims.keys(path))
+        if {"scales", "mu", "down_LFD"} <= set(dims.keys(path))
     )
-    assert (len(spec) > 2 and spec[2] == "tensor") == ("F@" in placed)
+    assert (spec[1] == "tensor") == ("F@" in placed)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion"])
+def test_an_update_in_blocks_is_the_update(name):
+    config = OptimizerConfig(name, moments="int8", warmup=1)
+    optimizer = optimizers.make(config, 10)
+
+    def change(gradients, state, now):
+        updates, state = optimizer.update(gradients, state, now)
+        return optimizers.applied(now, updates, 1), state
+
+    wide = {"layers": {"down_LFD": spread((2, 256, 16)), "norm_LD": spread((2, 16))}}
+    wide |= {"embed_VD": spread((32, 256), 5)}
+    trees = (wide, optimizer.init(wide), wide)
+    found = jax.jit(optimizers.in_blocks(change))(*trees)
+    for left, right in zip(
+        jax.tree.leaves(found), jax.tree.leaves(jax.jit(change)(*trees)), strict=True
+    ):
+        assert left.shape == right.shape and left.dtype == right.dtype
+        np.testing.assert_allclose(left, right, 1e-6)
+    said = str(jax.make_jaxpr(optimizers.in_blocks(change))(*trees))
+    assert "f32[2,4,64,16]" in said and "f32[32,4,64]" in said
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -300,4 +330,5 @@ def test_memory_counts_them():
     for bytes_ in (held, told):
         assert bytes_["bfloat16"] / bytes_["float32"] == pytest.approx(1 / 2, rel=0.01)
         share = (1 + 4 / moments.BLOCK) / 4
-        assert bytes_["int8"] / bytes_["float32"] == pytest.approx(share, rel=0.005)
+        # Most blocks are larger than the smallest.
+        assert bytes_["int8"] / bytes_["float32"] == pytest.approx(share, rel=0.02)

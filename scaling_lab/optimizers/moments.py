@@ -6,8 +6,8 @@ Quantization", sections 2 and 3): an outlier costs the rest of its block and no 
 Their code is a table; here it is a power, which a chip computes where it would have to
 look a table up: a first moment is its scale times the square of its code, a second
 moment, whose root Adam takes, times the fourth power. Theirs are blocks of 2048 of the
-numbers in a line; here they are of at most 256 of a row, along a dim that layouts
-seldom divide, so they are the same whoever holds them (`block`).
+numbers in a line; here they are of 64 to 256 along one dim (`along`, `block`), the
+same whoever holds them.
 
 Norms and biases keep float32; they are few.
 """
@@ -28,10 +28,10 @@ from scaling_lab.optimizers.stacks import along, is_matrix
 Array = jax.Array
 
 KINDS = ("float32", "bfloat16", "int8")
-#: Most numbers that share a scale.
-BLOCK = 256
-#: Fewest that a row is cut into: a scale is four bytes.
-LEAST = 32
+#: Fewest and most numbers that a row is cut into to share a scale.
+BLOCK, LARGEST = 64, 256
+#: Codes of one byte on a side of a TPU's tile.
+TILE = 32
 #: Bytes of a moment's number, with its part of a scale.
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1 + 4 / BLOCK}
 
@@ -74,54 +74,94 @@ def narrowed(
 def block(row: int) -> int:
     """How many numbers of a row share a scale; they divide it.
 
-    A row that is no longer than `BLOCK` is one block, and so is one that nothing from
-    `LEAST` to `BLOCK` divides. Of what does, more than half of `BLOCK` is preferred,
-    then what leaves the most factors of two to the number of blocks: meshes have axes
-    of powers of two, and a block should not lie across two devices.
+    A row of at most twice `BLOCK` is one block, and so is one that cannot be cut. Else
+    they are few, whole tiles if they can be, and there is a power of two of them: so
+    devices, a power of two as well, hold as many blocks each, or a block is as many
+    devices'. Otherwise a partitioner would bring whole moments together.
     """
-    if row <= BLOCK:
+    if row <= 2 * BLOCK:
         return row
-    sizes = [size for size in range(LEAST, BLOCK + 1) if row % size == 0]
+    twos = row & -row
+    sizes = [row // count for count in _powers(twos) if row // count <= LARGEST]
+    sizes = [size for size in sizes if size >= BLOCK]
+    return min([size for size in sizes if size % TILE == 0] or sizes, default=row)
 
-    def worth(size: int) -> tuple[bool, int, int]:
-        count = row // size
-        return 2 * size > BLOCK, count & -count, size
 
-    return max(sizes, key=worth, default=row)
+def _powers(most: int) -> list[int]:
+    """The powers of two up to one of them."""
+    return [1 << power for power in range(most.bit_length())]
+
+
+def in_blocks(change: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, of arrays that are cut into blocks, for arrays that are not.
+
+    All that an update does to a moment, its gradient and its parameter is then done in
+    one shape. A reshape in the middle, free as it is, would part what the TPU's
+    compiler makes one loop of, and each part would write its moment out in float32.
+
+    Args:
+      change: of trees of parameters, and of a `Narrowed` state, to such trees; an
+        optimizer in it must treat every number alike (AdamW, Lion).
+    """
+
+    def whole(*trees: Any) -> Any:
+        cut = jax.tree.map_with_path(_cut, trees)
+        return jax.tree.map_with_path(_joined, change(*cut))
+
+    return whole
 
 
 def encode(moment: Array, axis: int, *, second: bool) -> tuple[Array, Array]:
-    """``(codes, scale)`` of a moment, rows along an axis: there the scale has blocks.
+    """``(codes, scale)`` of a moment whose blocks lie along an axis: there scale is 1.
 
     A second moment that is not zero does not become zero: Adam divides by its root.
     """
-    shape = moment.shape
-    moment = _cut(moment, axis, shape[axis] // block(shape[axis]))
-    scale = jnp.max(jnp.abs(moment), axis=axis + 1, keepdims=True)
+    scale = jnp.max(jnp.abs(moment), axis=axis, keepdims=True)
     share = jnp.abs(moment) / jnp.where(scale == 0, 1.0, scale)
     if second:
         codes = jnp.round(255 * jnp.sqrt(jnp.sqrt(share)))
-        codes = jnp.maximum(codes, moment > 0).astype(jnp.uint8)
-    else:
-        codes = jnp.round(127 * jnp.sqrt(share)) * jnp.sign(moment)
-        codes = codes.astype(jnp.int8)
-    return codes.reshape(shape), jnp.squeeze(scale, axis + 1)
+        return jnp.maximum(codes, moment > 0).astype(jnp.uint8), scale
+    codes = jnp.round(127 * jnp.sqrt(share)) * jnp.sign(moment)
+    return codes.astype(jnp.int8), scale
 
 
-def decode(codes: Array, scale: Array, axis: int) -> Array:
+def decode(codes: Array, scale: Array) -> Array:
     """The inverse of `encode`, in float32."""
-    root = _cut(codes, axis, scale.shape[axis]).astype(jnp.float32)
+    root = codes.astype(jnp.float32)
     if codes.dtype == jnp.uint8:
-        share = jnp.square(jnp.square(root / 255))
-    else:
-        share = jnp.square(root / 127) * jnp.sign(root)
-    return (share * jnp.expand_dims(scale, axis + 1)).reshape(codes.shape)
+        return jnp.square(jnp.square(root / 255)) * scale
+    return jnp.square(root / 127) * jnp.sign(root) * scale
 
 
-def _cut(rows: Array, axis: int, blocks: int) -> Array:
-    """Rows along an axis as so many blocks, and the places in one beside it."""
-    shape = rows.shape
-    return rows.reshape(*shape[:axis], blocks, -1, *shape[axis + 1 :])
+def cut(array: Array, axis: int) -> Array:
+    """Rows along an axis as blocks, and the places in one beside them.
+
+    The barrier keeps the compiler from moving the reshape back among the arithmetic.
+    """
+    shape = array.shape
+    size = block(shape[axis])
+    if size == shape[axis]:
+        return array
+    blocks = array.reshape(*shape[:axis], -1, size, *shape[axis + 1 :])
+    return jax.lax.optimization_barrier(blocks)
+
+
+def _cut(path: Any, array: Array) -> Array:
+    if not _is_moment(path) or "scales" in dims.keys(path):
+        return array
+    return cut(array, _axis(path))
+
+
+def _joined(path: Any, array: Array) -> Array:
+    """The inverse of `_cut`."""
+    if not _is_moment(path) or not _is_cut(path, array):
+        return array
+    axis, shape = _axis(path), array.shape
+    return array.reshape(*shape[:axis], -1, *shape[axis + 2 :])
+
+
+def _is_cut(path: Any, array: Array) -> bool:
+    return array.ndim > len(dims.letters(path[-1].key))
 
 
 def _cast(state: Any) -> Any:
@@ -147,21 +187,41 @@ def _encode(state: Any) -> Narrowed:
     for path, leaf in flat:
         scale = None
         if _is_moment(path):
-            second = "nu" in dims.keys(path)
-            leaf, scale = encode(leaf, _axis(path), second=second)
+            leaf, scale = _encoded(path, leaf)
         codes.append(leaf)
         scales.append(scale)
     return Narrowed(tree.unflatten(codes), tree.unflatten(scales))
+
+
+def _encoded(path: Any, moment: Array) -> tuple[Array, Array]:
+    """Its codes, cut as it is, and its scales, which are as many as blocks."""
+    was_cut, second = _is_cut(path, moment), "nu" in dims.keys(path)
+    moment = moment if was_cut else _cut(path, moment)
+    inside = _axis(path) + _is_cut(path, moment)
+    codes, scale = encode(moment, inside, second=second)
+    if _is_cut(path, codes):
+        scale = jnp.squeeze(scale, inside)
+    return codes if was_cut else _joined(path, codes), scale
 
 
 def _decode(state: Narrowed) -> Any:
     flat, tree = jax.tree_util.tree_flatten_with_path(state.codes)
     scales = tree.flatten_up_to(state.scales)
     wide = [
-        codes if scale is None else decode(codes, scale, _axis(path))
+        codes if scale is None else _decoded(path, codes, scale)
         for (path, codes), scale in zip(flat, scales, strict=True)
     ]
     return tree.unflatten(wide)
+
+
+def _decoded(path: Any, codes: Array, scale: Array) -> Array:
+    """The inverse of `_encoded`."""
+    was_cut = _is_cut(path, codes)
+    codes = codes if was_cut else _cut(path, codes)
+    if _is_cut(path, codes):
+        scale = jnp.expand_dims(scale, _axis(path) + 1)
+    moment = decode(codes, scale)
+    return moment if was_cut else _joined(path, moment)
 
 
 def _is_moment(path: Any) -> bool:

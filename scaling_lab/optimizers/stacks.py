@@ -17,8 +17,10 @@ from scaling_lab import dims
 
 Params = Mapping[str, Any]
 
-#: Dims that a row of a moment may run along, the least often divided first.
-_ALONG = "HUPQRFKNDVTE"
+#: Dims of one head: short, and never divided.
+_HEADS = "HUP"
+#: Dims that number like vectors, of tokens or positions, each with a size of its own.
+_TABLES = "VT"
 
 
 def is_matrix(name: str) -> bool:
@@ -35,8 +37,14 @@ def stacked(name: str) -> int:
 
 
 def along(letters: str) -> str:
-    """The dim that a row of a moment runs along, by the moment's dims."""
-    return min(letters[stacked(f"x_{letters}") :], key=_ALONG.index)
+    """The dim that a row of a moment runs along, by the moment's dims.
+
+    The last but one, where that is as good as the last: a chip keeps the last dim in
+    the lanes of its tiles, and to cut it into blocks would move every number.
+    """
+    *others, last = letters[stacked(f"x_{letters}") :]
+    heads = [letter for letter in (*others, last) if letter in _HEADS]
+    return (heads or [x for x in others if x not in _TABLES] or [last])[-1]
 
 
 def is_balance(name: str) -> bool:
