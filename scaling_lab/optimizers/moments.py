@@ -7,13 +7,14 @@ Their code is a table; here it is a power, which a chip computes where it would 
 look a table up: a first moment is its scale times the square of its code, a second
 moment, whose root Adam takes, times the fourth power. Theirs are blocks of 2048 of the
 numbers in a line; here they are of 64 to 256 along one dim (`along`, `block`), the
-same whoever holds them.
+same whoever holds them, and the whole row of a token or a position.
 
 Norms and biases keep float32; they are few.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -116,13 +117,42 @@ def encode(moment: Array, axis: int, *, second: bool) -> tuple[Array, Array]:
 
     A second moment that is not zero does not become zero: Adam divides by its root.
     """
-    scale = jnp.max(jnp.abs(moment), axis=axis, keepdims=True)
+    scale = _largest(jnp.abs(moment), axis)
     share = jnp.abs(moment) / jnp.where(scale == 0, 1.0, scale)
     if second:
         codes = jnp.round(255 * jnp.sqrt(jnp.sqrt(share)))
         return jnp.maximum(codes, moment > 0).astype(jnp.uint8), scale
     codes = jnp.round(127 * jnp.sqrt(share)) * jnp.sign(moment)
     return codes.astype(jnp.int8), scale
+
+
+def _largest(sizes: Array, axis: int) -> Array:
+    """The maxima along an axis, which they keep.
+
+    A GPU's compiler turns what it reduces, and all that made it, to have the axis last;
+    what it only compares it leaves as it is.
+    """
+    reduced = functools.partial(jnp.max, axis=axis, keepdims=True)
+    if axis == sizes.ndim - 1:
+        return reduced(sizes)
+    compared = functools.partial(_compared, axis=axis)
+    return jax.lax.platform_dependent(
+        sizes, cuda=compared, rocm=compared, default=reduced
+    )
+
+
+def _compared(sizes: Array, axis: int) -> Array:
+    """The maxima along an axis, its first part against its second, and so on."""
+    while (count := sizes.shape[axis]) > 1:
+        half = count // 2
+        first, second, odd = (
+            jax.lax.slice_in_dim(sizes, start, stop, axis=axis)
+            for start, stop in ((0, half), (half, 2 * half), (2 * half, count))
+        )
+        sizes = jnp.maximum(first, second)
+        if count % 2:
+            sizes = jnp.concatenate([sizes, odd], axis)
+    return sizes
 
 
 def decode(codes: Array, scale: Array) -> Array:
@@ -136,11 +166,13 @@ def decode(codes: Array, scale: Array) -> Array:
 def cut(array: Array, axis: int) -> Array:
     """Rows along an axis as blocks, and the places in one beside them.
 
-    The barrier keeps the compiler from moving the reshape back among the arithmetic.
+    Rows along the last axis stay whole: it lies in the lanes of a TPU's tiles, and to
+    cut it moves every number. The barrier keeps the compiler from moving the reshape
+    back among the arithmetic.
     """
     shape = array.shape
     size = block(shape[axis])
-    if size == shape[axis]:
+    if size == shape[axis] or axis == array.ndim - 1:
         return array
     blocks = array.reshape(*shape[:axis], -1, size, *shape[axis + 1 :])
     return jax.lax.optimization_barrier(blocks)
