@@ -64,6 +64,13 @@ def test_second_moments_are_fourth_powers_and_never_become_zero():
     assert (np.abs(back / moment - 1)[large] < 0.09).all() and large.any()
 
 
+@pytest.mark.parametrize("count", [1, 2, 7, 64, 108, 224])
+def test_maxima_by_comparing_are_maxima(count):
+    sizes = spread((3, count, 4))
+    found = moments._compared(sizes, 1)
+    np.testing.assert_array_equal(found, sizes.max(1, keepdims=True))
+
+
 def test_rows_of_zeros():
     assert (coded(jnp.zeros((3, 4)), second=False)[2] == 0).all()
 
