@@ -129,7 +129,7 @@ def _optimizer_state(config: RunConfig, layout: Layout) -> Iterator[Row]:
     flat = jax.tree_util.tree_flatten_with_path(state)[0]
     for (path, leaf), own in zip(flat, jax.tree.leaves(letters), strict=True):
         name = str(getattr(path[-1], "key", "")) if path else ""
-        spec = layout.spec("optimizer", own, name)
+        spec = layout.spec("optimizer", own, name, leaf.shape if own else ())
         yield Row(
             "optimizer",
             "/".join(filter(None, dims.keys(path))),

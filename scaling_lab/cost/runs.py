@@ -27,7 +27,7 @@ STATE_BYTES = {"adamw": 8.0, "lion": 4.0, "muon": 4.0, "adafactor": 0.1}
 
 
 def state_bytes(optimizer: OptimizerConfig) -> float:
-    """Bytes of optimizer state of one parameter; the scales of rows are left out."""
+    """Bytes of optimizer state of one parameter."""
     return STATE_BYTES[optimizer.name] * BYTES[optimizer.moments] / 4
 
 

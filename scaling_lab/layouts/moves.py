@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -43,12 +43,14 @@ class Moves:
     #: The table that says where a gradient leaves the backward pass.
     gradients: ClassVar[str] = "grads"
 
-    def sharding(self, kind: str, letters: str, name: str = "") -> NamedSharding | None:
+    def sharding(
+        self, kind: str, letters: str, name: str = "", shape: Sequence[int] = ()
+    ) -> NamedSharding | None:
         """Where an array rests by one of the four tables; ``None`` without a mesh."""
         if self.mesh is None:
             return None
         return NamedSharding(
-            self.mesh, partition(self.layout.spec(kind, letters, name))
+            self.mesh, partition(self.layout.spec(kind, letters, name, shape))
         )
 
     def constrain(self, array: Array, kind: str, letters: str, name: str = "") -> Array:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scaling_lab.dims import AXES
@@ -89,13 +89,17 @@ class Layout:
         own = getattr(self, kind)
         return self.params if own is None else own
 
-    def spec(self, kind: str, letters: str, name: str = "") -> Spec:
+    def spec(
+        self, kind: str, letters: str, name: str = "", shape: Sequence[int] = ()
+    ) -> Spec:
         """For every dim of an array its mesh axes, overrides applied, size 1 dropped.
 
         Args:
           kind: ``params``, ``grads``, ``optimizer`` or ``acts``.
           letters: the array's dims. name: the array's or the verb's name. Overrides
-            for a stacked array are written without its ``L``.
+            for a stacked array are written without its ``L``. shape: the array's, if a
+            dim of it may be another than its letter's: one that does not divide over
+            its axes is whole.
 
         Raises:
           IllegalLayout: two dims on one axis.
@@ -117,7 +121,12 @@ class Layout:
                         f"of them, for example {{{letters!r}: {{{letter!r}: None}}}}"
                     )
                 used[axis] = letter
-        return spec
+        if not shape:
+            return spec
+        return tuple(
+            () if size % self.over((axes,)) else axes
+            for size, axes in zip(shape, spec, strict=True)
+        )
 
     def over(self, spec: Spec) -> int:
         """Into how many parts a spec divides an array."""

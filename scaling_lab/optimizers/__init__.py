@@ -18,7 +18,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from scaling_lab import dims
 from scaling_lab.names import one_of
-from scaling_lab.optimizers.moments import narrowed
+from scaling_lab.optimizers.moments import in_blocks, narrowed
 from scaling_lab.optimizers.rounding import applied, resting, summed, widened
 from scaling_lab.optimizers.stacks import (
     along,
@@ -34,9 +34,11 @@ from scaling_lab.optimizers.stacks import (
 __all__ = [
     "OptimizerConfig",
     "is_balance",
+    "alike",
     "along",
     "applied",
     "cooldown_start",
+    "in_blocks",
     "is_matrix",
     "make",
     "per_layer",
@@ -68,7 +70,8 @@ class OptimizerConfig:
       weight_decay: on matrices alone (biases and norms are spared).
       clip: the global gradient norm is cut to this; ``None`` never cuts.
       moments: how they are kept between steps: float32, bfloat16, or int8, which is 8
-        bits with a scale for each row (see `moments`). Adafactor's are factored.
+        bits with a scale for each block of 64 to 256 (see `moments`). Adafactor's
+        are factored.
       balance: how far a step moves a router's bias against its expert's excess load
         (DeepSeek-V3, section 4.2).
     """
@@ -110,6 +113,11 @@ def make(
             "too few to make narrow; leave them float32, or use adamw, lion or muon"
         )
     return widened(balancing(narrowed(chosen, config.moments), config.balance))
+
+
+def alike(config: OptimizerConfig) -> bool:
+    """Whether an update of 8-bit moments treats every number alike; see `in_blocks`."""
+    return config.moments == "int8" and config.name in ("adamw", "lion")
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

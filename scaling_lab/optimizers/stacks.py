@@ -17,8 +17,10 @@ from scaling_lab import dims
 
 Params = Mapping[str, Any]
 
-#: Dims that a row of a moment may run along, the least often divided first.
-_ALONG = "HUPQRFKNDVTE"
+#: Dims of one head: short, and never divided.
+_HEADS = "HUP"
+#: Dims that number like vectors, of tokens or positions, each with a size of its own.
+_TABLES = "VT"
 
 
 def is_matrix(name: str) -> bool:
@@ -35,8 +37,14 @@ def stacked(name: str) -> int:
 
 
 def along(letters: str) -> str:
-    """The dim that a row of a moment runs along, by the moment's dims."""
-    return min(letters[stacked(f"x_{letters}") :], key=_ALONG.index)
+    """The dim that a row of a moment runs along, by the moment's dims.
+
+    The last but one, where that is as good as the last: a chip keeps the last dim in
+    the lanes of its tiles, and to cut it into blocks would move every number.
+    """
+    *others, last = letters[stacked(f"x_{letters}") :]
+    heads = [letter for letter in (*others, last) if letter in _HEADS]
+    return (heads or [x for x in others if x not in _TABLES] or [last])[-1]
 
 
 def is_balance(name: str) -> bool:
@@ -87,7 +95,8 @@ def state_dims(state: Any, params: Params) -> Any:
     """The dims of every array of an optimizer state, as a tree of letters.
 
     An array that belongs to a parameter and has its shape has its dims; a factored
-    moment has them without the dim it was summed over; counters have none (``""``).
+    moment has them without the dim it was summed over; the scales of an 8-bit moment
+    have them all, one of them that of their blocks; counters have none (``""``).
 
     Args:
       state: abstract state, as `jax.eval_shape` gives it. params: abstract parameters.
@@ -102,6 +111,8 @@ def state_dims(state: Any, params: Params) -> Any:
         if not owner:
             return ""
         letters = dims.letters(owner.rpartition("/")[2])
+        if "scales" in keys:
+            return letters
         kept = _summed_over(keys, letters, shapes[owner])
         sizes = dict(zip(letters, shapes[owner], strict=True))
         same = tuple(leaf.shape) == tuple(sizes[letter] for letter in kept)
@@ -111,12 +122,7 @@ def state_dims(state: Any, params: Params) -> Any:
 
 
 def _summed_over(keys: list[str], letters: str, shape: tuple[int, ...]) -> str:
-    """Adafactor's row moments lack a matrix's largest dim, column moments the next.
-
-    Scales of 8-bit moments lack the dim that their rows run along.
-    """
-    if "scales" in keys:
-        return letters.replace(along(letters), "")
+    """Adafactor's row moments lack a matrix's largest dim, column moments the next."""
     if "v_row" not in keys and "v_col" not in keys:
         return letters
     alike = stacked(f"x_{letters}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -197,14 +197,20 @@ def state_shardings(
         step=_rests(place, "params", ""),
         params=shardings_of(place, abstract.params),
         optimizer=jax.tree.map_with_path(
-            lambda path, own: _state_rests(place, own, leaf_name(path)), letters
+            lambda path, own, leaf: _state_rests(
+                place, own, leaf_name(path), leaf.shape if own else ()
+            ),
+            letters,
+            abstract.optimizer,
         ),
     )
 
 
-def _state_rests(place: Placement, letters: str, name: str) -> Any:
+def _state_rests(
+    place: Placement, letters: str, name: str, shape: Sequence[int]
+) -> Any:
     """Where an array of optimizer state rests, the host's memory included."""
-    found = _rests(place, "optimizer", letters, name)
+    found = _rests(place, "optimizer", letters, name, shape)
     if not (letters and away.is_away(place.layout)):
         return found
     away_from = found.with_memory_kind(away.HOST)
@@ -227,9 +233,15 @@ def shardings_of(place: Placement, params: Any) -> Any:
     return jax.tree.map_with_path(of, params)
 
 
-def _rests(place: Placement, kind: str, letters: str, name: str = "") -> Any:
+def _rests(
+    place: Placement,
+    kind: str,
+    letters: str,
+    name: str = "",
+    shape: Sequence[int] = (),
+) -> Any:
     """A table's sharding; without a mesh the one device there is."""
-    found = place.sharding(kind, letters, name)
+    found = place.sharding(kind, letters, name, shape)
     return found or SingleDeviceSharding(jax.devices()[0])
 
 

@@ -14,14 +14,9 @@ from einops import rearrange
 
 from scaling_lab import dims, models, optimizers
 from scaling_lab.config import RunConfig
-from scaling_lab.layouts import (
-    ExplicitPlacement,
-    Placement,
-    alternates,
-    stages_of,
-)
+from scaling_lab.layouts import Placement, alternates, stages_of
 from scaling_lab.parallel.verbs import TokenLoss
-from scaling_lab.train import alternate, away
+from scaling_lab.train import alternate, update
 
 Array = jax.Array
 Metrics = Mapping[str, Any]
@@ -54,13 +49,19 @@ def make_train_step(
         norms = optimizers.square_norms(optimizers.weights(gradients))
         norm = jnp.sqrt(sum(norms.values()))
         with jax.named_scope("optimizer"):
-            if config.optimizer.clip is not None:
-                scale = jnp.minimum(1.0, config.optimizer.clip / (norm + 1e-6))
-                gradients = jax.tree.map(lambda g: g * scale, gradients)
             sound = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
-            kept = _update(place, optimizer, state, gradients, sound)
+            trees = update.Trees(
+                on_table(place, "optimizer", gradients),
+                state.optimizer,
+                on_table(place, "optimizer", state.params),
+            )
+            facts = update.Facts(state.step, norm, sound)
+            moments, params = update.updated(
+                place, config.optimizer, optimizer, facts, trees
+            )
+            params = on_table(place, "params", params)
         metrics |= {"gradient_norm": norm, "square_norms": norms}
-        return dataclasses.replace(kept, step=state.step + 1), metrics
+        return TrainState(state.step + 1, params, moments), metrics
 
     return train_step
 
@@ -181,41 +182,6 @@ def _microbatches(
         return place.constrain(array_MBT, "acts", "MBT")
 
     return {key: one(value) for key, value in batch.items()}
-
-
-def _update(
-    place: Placement,
-    optimizer: optax.GradientTransformation,
-    state: TrainState,
-    gradients: Any,
-    sound: Array,
-) -> TrainState:
-    """The state after an update; the same state unless the gradients are sound."""
-    gradients = on_table(place, "optimizer", gradients)
-    params = on_table(place, "optimizer", state.params)
-    update: Any = optimizer.update
-    if isinstance(place, ExplicitPlacement):
-        # Orthogonalisation and factored moments have no sharding-in-types rules.
-        like = jax.tree.map(_sharding_of, (gradients, state.optimizer))
-        update = jax.sharding.auto_axes(update, out_sharding=like)
-
-    def kept(new: Any, old: Any) -> Any:
-        return jax.tree.map(lambda new, old: jnp.where(sound, new, old), new, old)
-
-    if away.is_away(place.layout):
-        updates, moments = away.updated(
-            update, gradients, state.optimizer, params, sound
-        )
-    else:
-        updates, moments = update(gradients, state.optimizer, params)
-        moments = kept(moments, state.optimizer)
-    params = optimizers.applied(params, updates, state.step)
-    params = kept(on_table(place, "params", params), state.params)
-    return TrainState(state.step, params, moments)
-
-
-def _sharding_of(array: Array) -> Any:
-    return jax.typeof(array).sharding
 
 
 def on_table(place: Placement, kind: str, tree: Any) -> Any:
