@@ -137,7 +137,7 @@ class Moves:
         stored = f"{name.rpartition('/')[2]}_{letters}"
         used = self.layout.spec("acts", letters, name) if used is None else used
         # Said where it rests, or a partitioner may gather it before it is cast.
-        weight = self._constrain(weight, self.layout.spec("params", letters, stored))
+        weight = rested(weight, self.sharding("params", letters, stored))
         weight = self._brought(weight, used, self.layout.spec("grads", letters, stored))
         if self.gathers({stored: weight}):
             weight = checkpoint_name(weight, stack.GATHERED)
@@ -177,6 +177,24 @@ def column_axes(
     apart = not rows and not any(used) and axes == ordered
     wide = columns // layout.over(stored[1:]) >= take.NARROWEST
     return axes if apart and wide else ()
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def rested(weight: Array, where: NamedSharding | None) -> Array:
+    """The weight, said to be where it rests; of its gradient nothing is said."""
+    return jax.lax.with_sharding_constraint(weight, where)
+
+
+def _rested_forward(weight, where):
+    return rested(weight, where), None
+
+
+def _rested_backward(where, _, cotangent):
+    del where
+    return (cotangent,)
+
+
+rested.defvjp(_rested_forward, _rested_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

@@ -59,6 +59,8 @@ def make_train_step(
             moments, params = update.updated(
                 place, config.optimizer, optimizer, facts, trees
             )
+            # Said where they are, or a partitioner gathers all that they are made of.
+            params = on_table(place, "optimizer", params)
             params = on_table(place, "params", params)
         metrics |= {"gradient_norm": norm, "square_norms": norms}
         return TrainState(state.step + 1, params, moments), metrics
