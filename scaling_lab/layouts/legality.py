@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 from scaling_lab import dims
@@ -71,7 +72,35 @@ def check(
                 if letter in sizes:
                     _divides(layout, f"acts {signature}", letter, sizes[letter], axes)
     _whole_heads(layout, sizes)
+    _whole_groups(layout, params)
     _every_axis_used(layout, sizes, params)
+
+
+def _whole_groups(layout: Layout, params: Mapping[str, Sequence[int]]) -> None:
+    """Where one layer in several keeps what it gathered, they are groups of as many."""
+    count = layout.once_in
+    if count < 2:
+        return
+    word = f"layout {layout.name!r}: +gather_once={count}"
+    if layout.mesh.get("stage", 1) > 1:
+        raise IllegalLayout(
+            f"{word}: a stage gathers before its first microbatch what it keeps, which "
+            "is of all its layers; write +gather_once, or leave axis stage out"
+        )
+    names = [(path.rpartition("/")[2], shape) for path, shape in params.items()]
+    depths = {shape[0] for name, shape in names if dims.letters(name)[0] == "L"}
+    if all(depth % count == 0 for depth in depths):
+        return
+    near = divisors(math.gcd(*depths))[1:]
+    near.sort(key=lambda n: abs(n - count))
+    numbers = ", ".join(map(str, sorted(near[:2])))
+    raise IllegalLayout(
+        f"{word} keeps what one layer in {count} gathered, and runs of "
+        f"{', '.join(map(str, sorted(depths)))} like layers do not divide into groups "
+        f"of {count}; "
+        + (f"nearest number: {numbers}; or " if near else "")
+        + "write +gather_once: all layers keep theirs"
+    )
 
 
 def _halves(layout: Layout, sizes: Mapping[str, int]) -> None:
