@@ -81,11 +81,11 @@ def _whole_groups(layout: Layout, params: Mapping[str, Sequence[int]]) -> None:
     count = layout.once_in
     if count < 2:
         return
-    word = f"layout {layout.name!r}: +gather_once={count}"
     if layout.mesh.get("stage", 1) > 1:
         raise IllegalLayout(
-            f"{word}: a stage gathers before its first microbatch what it keeps, which "
-            "is of all its layers; write +gather_once, or leave axis stage out"
+            f"layout {layout.name!r}: a stage gathers before its first microbatch what "
+            f"it keeps, which is of all its layers and not of one in {count}; write "
+            "+gather_once, or leave axis stage out"
         )
     names = [(path.rpartition("/")[2], shape) for path, shape in params.items()]
     depths = {shape[0] for name, shape in names if dims.letters(name)[0] == "L"}
@@ -95,9 +95,9 @@ def _whole_groups(layout: Layout, params: Mapping[str, Sequence[int]]) -> None:
     near.sort(key=lambda n: abs(n - count))
     numbers = ", ".join(map(str, sorted(near[:2])))
     raise IllegalLayout(
-        f"{word} keeps what one layer in {count} gathered, and runs of "
-        f"{', '.join(map(str, sorted(depths)))} like layers do not divide into groups "
-        f"of {count}; "
+        f"layout {layout.name!r}: +gather_once={count} keeps what one layer in {count} "
+        f"gathered, and runs of {', '.join(map(str, sorted(depths)))} like layers do not "
+        f"divide into groups of {count}; "
         + (f"nearest number: {numbers}; or " if near else "")
         + "write +gather_once: all layers keep theirs"
     )
