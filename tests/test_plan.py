@@ -1130,9 +1130,12 @@ def test_some_layers_keep_what_they_gathered_where_not_all_can():
     held = [one.hbm_bytes for one in order]
     assert seconds == sorted(seconds, reverse=True) and held == sorted(held)
     every = 2 * 6.98e9  # bytes of all layers' weights in 16 bits
-    assert held[3] - held[1] == pytest.approx(every * (1 / 2 - 1 / 8), rel=0.01)
-    # Where two more are in use, and where all are kept anyway.
-    assert held[4] - held[3] == pytest.approx(every * (1 / 2 - 2 / 32), rel=0.01)
+    # Of 32: kept ones, and a group in use.
+    layers = [2, 4 + 8, 8 + 4, 16 + 2, 32]
+    for one, two in itertools.pairwise(zip(held, layers, strict=True)):
+        assert two[0] - one[0] == pytest.approx(
+            every * (two[1] - one[1]) / 32, rel=0.01, abs=1
+        )
     chip = dataclasses.replace(asked.target.chip, usable_hbm_bytes=40_000_000_000)
     tight = dataclasses.replace(
         asked, target=dataclasses.replace(asked.target, chip=chip)

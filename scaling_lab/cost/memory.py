@@ -270,7 +270,9 @@ def _temporary(points: Points, weights: Weights, kept: Array) -> Array:
     # rests, and a chunk of it cast.
     share = np.where(rests > 1, kept_gathered(points), 0.0)
     kept_whole = share > 0
-    passing = np.where(share < 1, LAYERS_IN_USE, 0)
+    # Of a group of layers that stand in one turn all may be gathered at a time.
+    group = np.divide(1, share, out=np.zeros_like(share), where=kept_whole)
+    passing = np.where(share < 1, np.maximum(group, LAYERS_IN_USE), 0)
     layers = fullest(points) * share + passing
     cast = np.where(wider, narrow, 0.0)
     staged = kept_whole & are_stages(points)

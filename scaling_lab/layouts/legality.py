@@ -93,11 +93,11 @@ def _whole_groups(layout: Layout, params: Mapping[str, Sequence[int]]) -> None:
         return
     near = divisors(math.gcd(*depths))[1:]
     near.sort(key=lambda n: abs(n - count))
-    numbers = ", ".join(map(str, sorted(near[:2])))
+    numbers, runs = (", ".join(map(str, sorted(n))) for n in (near[:2], depths))
     raise IllegalLayout(
         f"layout {layout.name!r}: +gather_once={count} keeps what one layer in {count} "
-        f"gathered, and runs of {', '.join(map(str, sorted(depths)))} like layers do not "
-        f"divide into groups of {count}; "
+        f"gathered, and runs of {runs} like layers do not divide into groups of "
+        f"{count}; "
         + (f"nearest number: {numbers}; or " if near else "")
         + "write +gather_once: all layers keep theirs"
     )
