@@ -275,6 +275,11 @@ def test_layers_in_a_turn_of_the_loop():
     refused(run_of(stack=f"scan:{TOY.L + 1}"), f"there are L={TOY.L} layers")
     piped = run_of("stage=2,data=4", stack="scan:2", accumulate=2, batch=8)
     refused(piped, "a stage scans its own layers", kind=IllegalLayout)
+    for stack in ("scan", "scan:1", "scan:4", "unroll"):
+        validate(run_of("fsdp=8+gather_once=2", stack=stack))
+    odd = run_of("fsdp=8+gather_once=2", stack="scan:3")
+    refused(odd, "whole groups of +gather_once=2", kind=IllegalLayout)
+    refused(odd, "say scan, which has 2 layers in a turn, or scan:4")
 
 
 def test_remat_policies():

@@ -336,6 +336,7 @@ SLOW_CASES = [
     *(("gpt2", name) for name in NAMED),
     ("llama", "data=2,fsdp=2,tensor=2+sequence+zero1"),
     ("llama", "data=2,fsdp=4+gather_once"),
+    ("llama", "data=2,fsdp=4+gather_once=2"),
 ]
 
 

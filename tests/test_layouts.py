@@ -50,6 +50,13 @@ def legality(layout, sizes=SIZES, shapes=SHAPES, devices=None):
         ("fsdp:fsdp=8+zero1", "takes no modifiers; write its axes (fsdp=8+zero1)"),
         ("hsdp+zero1", "write its axes (data=1,fsdp=1+zero1)"),
         ("nowhere.json", "layout file nowhere.json: [Errno 2]"),
+        (
+            "fsdp=8+gather_once=1",
+            "+gather_once takes a number of at least 2, as +gather_once=2, or none, "
+            "as +gather_once",
+        ),
+        ("fsdp=8+gather_once=", "takes a number of at least 2, as +gather_once=2"),
+        ("fsdp=8+gather_once=two", "takes a number of at least 2, as +gather_once=2"),
     ],
 )
 def test_refused_text(text, said):
@@ -108,6 +115,46 @@ def test_refused_tables():
     assert "gather='never'; say 'layer' or 'step'" in message_of(
         Layout, {"fsdp": 2}, gather="never"
     )
+
+
+def test_one_layer_in_some_may_keep_what_it_gathered():
+    words = {"": 0, "+gather_once": 1, "+gather_once=2": 2, "+gather_once=12": 12}
+    for word, layers in words.items():
+        layout = layouts.parse(f"fsdp=8{word}")
+        assert layout.once_in == layers
+        data = json.loads(json.dumps(layout.to_json()))
+        assert Layout.from_json(data) == layout
+    assert {layouts.parse(f"fsdp=8{word}") for word in words} == {
+        Layout.from_json(layout.to_json() | {"gather": gather})
+        for layout in [layouts.parse("fsdp=8")]
+        for gather in ("layer", "step", "step/2", "step/12")
+    }
+    for gather in ("step/1", "step/0", "step/", "step/2.5", "layer/2"):
+        found = message_of(Layout, {"fsdp": 2}, gather=gather)
+        assert f"gather={gather!r}; say 'layer' or 'step', or 'step/4'" in found
+
+
+@pytest.mark.parametrize(
+    ("text", "depths", "said"),
+    [
+        ("fsdp=8+gather_once=3", (4,), "runs of 4 like layers do not divide into"),
+        ("fsdp=8+gather_once=3", (4,), "nearest number: 2, 4; or write +gather_once:"),
+        ("fsdp=8+gather_once=8", (4,), "into groups of 8; nearest number: 2, 4; or"),
+        ("fsdp=8+gather_once=2", (3, 4), "groups of 2; write +gather_once: all layers"),
+        (
+            "fsdp=4,stage=2+gather_once=2",
+            (4,),
+            "write +gather_once, or leave axis stage",
+        ),
+    ],
+)
+def test_groups_that_are_not_whole_are_refused(text, depths, said):
+    shapes = {f"run_{depth}/up_LDF": (depth, 64, 128) for depth in depths}
+    shapes["embed_VD"] = SHAPES["embed_VD"]
+    found = message_of(legality, text, SIZES, shapes)
+    assert f"layout {text!r}: " in found and said in found
+    good = "fsdp=8+gather_once=2"
+    legality(good, SIZES, {"embed_VD": (256, 64), "a/up_LDF": (4, 64, 128)})
 
 
 def test_two_dims_on_one_axis_are_refused():

@@ -432,6 +432,15 @@ def test_the_fastest_keeps_two_layers_a_turn_where_they_are_faster(
     )
 
 
+def test_groups_of_layers_have_several_a_turn_already():
+    compile_run, asked = compiler([2**30, 2**30])
+    found = plan.plan(question(axes=("fsdp",)))
+    first = found.choices[0]
+    kept = dataclasses.replace(first, layout=f"{first.layout}+gather_once=2")
+    plan.confirm(dataclasses.replace(found, choices=(kept,)), 1, compile_run)
+    assert [(run.layout.once_in, run.stack) for run in asked] == [(2, "auto")]
+
+
 def test_what_the_compiler_refuses_is_last_and_the_next_is_first():
     compile_run, asked = compiler([None, 2**30])
     before = plan.plan(question(axes=AXES), top=4)
@@ -1058,8 +1067,8 @@ def test_policies_of_a_layout_get_lighter_and_stay_within_memory():
     for each in refined:
         way = "offload" if "offload" in each.remat else each.remat.partition(":")[0]
         way = "whole" if way in ("none", "full") else way
-        kinds.setdefault((each.microbatches, each.gather, way), []).append(each)
-    assert (1, "layer", "save") in kinds and (2, "layer", "save") in kinds
+        kinds.setdefault((each.microbatches, each.once_in, way), []).append(each)
+    assert (1, 0, "save") in kinds and (2, 0, "save") in kinds
     for own in kinds.values():
         sizes = [each.hbm_bytes for each in own]
         assert sizes[0] <= asked.limit_bytes and len(own) <= 3
@@ -1096,16 +1105,73 @@ def test_the_host_is_asked_where_memory_is_short_and_its_link_fast():
         away = [one for one in refined if "offload" in one.remat]
         assert bool(away) == host
         if host:
-            assert away == refined[:1] and all(name in away[0].remat for name in names)
+            assert away[0] == refined[0]
+            assert all(name in away[0].remat for name in names)
     eight = question("llama", "8b", "h100:8x8", batch=128, length=4096, axes=NO_STAGES)
     found = plan.plan(eight, top=10_000)
     choice = next(c for c in found.choices if set(c.mesh) == {"fsdp"})
-    once = next(
-        one for one in plan.refine.policies(found, choice) if one.gather == "step"
-    )
+    once = next(one for one in plan.refine.policies(found, choice) if one.once_in == 1)
     config = once.of(plan.config_of(eight, choice))
     check_legal(config)
     assert config.layout.gather == "step" and "gather_once" in config.layout.name
+
+
+def test_some_layers_keep_what_they_gathered_where_not_all_can():
+    """As many as fit, in groups that the layers divide into."""
+    asked = question("llama", "8b", "h100:8x8", batch=128, axes=("fsdp",))
+    found = plan.plan(asked)
+    best = {
+        one.once_in: one
+        for one in plan.refine.policies(found, found.choices[0], 10)
+        if (one.microbatches, one.remat) == (1, "full")
+    }
+    order = [best[layers] for layers in (0, 8, 4, 2, 1)]
+    seconds = [one.step_seconds for one in order]
+    held = [one.hbm_bytes for one in order]
+    assert seconds == sorted(seconds, reverse=True) and held == sorted(held)
+    every = 2 * 6.98e9  # bytes of all layers' weights in 16 bits
+    # Of 32: kept ones, and a group in use.
+    layers = [2, 4 + 8, 8 + 4, 16 + 2, 32]
+    for one, two in itertools.pairwise(zip(held, layers, strict=True)):
+        assert two[0] - one[0] == pytest.approx(
+            every * (two[1] - one[1]) / 32, rel=0.01, abs=1
+        )
+    chip = dataclasses.replace(asked.target.chip, usable_hbm_bytes=40_000_000_000)
+    tight = dataclasses.replace(
+        asked, target=dataclasses.replace(asked.target, chip=chip)
+    )
+    first = plan.refined(plan.plan(tight)).choices[0]
+    assert first.layout == "fsdp=64+gather_once=4"
+    assert first.peak_bytes <= tight.limit_bytes
+    config = plan.config_of(tight, first)
+    check_legal(config)
+    assert memory(points_of([config])).hbm_bytes[0] == pytest.approx(
+        first.peak_bytes, rel=1e-6
+    )
+    told = [emit.best(tool, plan.refined(plan.plan(tight))) for tool in emit.tools()]
+    assert all("fsdp=64+gather_once=4" in each.instead_of for each in told)
+
+
+@pytest.mark.parametrize(
+    ("family", "size", "axes", "layers"),
+    [
+        ("llama", "8b", ("fsdp",), {0, 1, 2, 4, 8}),
+        ("llama", "405b", ("fsdp", "tensor"), {0, 1, 2}),  # of 126 layers
+        ("deepseek", "v3", ("fsdp", "expert"), {0, 1}),  # 3 and 58, and one more
+        ("llama", "8b", ("fsdp", "stage"), {0, 1}),  # a stage keeps of all or none
+    ],
+)
+def test_groups_of_layers_are_whole(family, size, axes, layers):
+    asked = question(family, size, "h100:64x8", batch=1024, length=4096, axes=axes)
+    found = plan.plan(asked, top=1000)
+    wanted = {axis for axis in axes if axis == "stage"}
+    choice = next(
+        c
+        for c in found.choices
+        if c.mesh.get("fsdp", 1) > 1 and c.zero == 3 and wanted <= set(c.mesh)
+    )
+    run = found.ranked.points.take(choice.index)
+    assert set(plan.refine._keepers(found, choice, run)) == layers
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,39 @@ def test_gradients_of_what_is_gathered_once_are_divided(family, text, tiny):
     assert moved["all-reduce"] < moved["reduce-scatter"] / 10
 
 
+@pytest.mark.parametrize(
+    "remat", ["none", "full", pytest.param("save:ffn/gate", marks=pytest.mark.slow)]
+)
+def test_layers_that_keep_their_weights_gather_them_once(remat, tiny):
+    """Of four layers none, two or all: eight, six or four times what one wants."""
+    gathered = {}
+    for word in ("", "+gather_once=2", "+gather_once"):
+        layout = layouts.parse(f"fsdp=8{word}")
+        config = config_of(tiny, layout, remat=remat, stack="scan")
+        config = dataclasses.replace(config, model=tiny("llama", L=4))
+        column = column_of(config)
+        assert column["unasked"] == []
+        gathered[word] = sum(
+            row["bytes"]
+            for row in column["collectives"]
+            if row["kind"] == "all-gather"
+            and row["verb"].startswith(("attention/", "ffn/"))
+        )
+        implied = sum(
+            each.bytes
+            for row in cost.explain(config).rows
+            for each in row.collectives
+            if (row.what, each.kind) == ("parameter", "all-gather")
+            and row.name.startswith("layers/")
+        )
+        # Of `full` the last layer's weights stay gathered, whatever the layout says.
+        stays = implied / 8 if remat == "full" and not word else 0
+        assert gathered[word] == pytest.approx(implied - stays, rel=1e-2), word
+    assert gathered["+gather_once=2"] == pytest.approx(
+        1.5 * gathered["+gather_once"], rel=1e-2
+    )
+
+
 def test_on_explicit_axes_weights_are_gathered_once(tiny):
     layout = layouts.parse("fsdp=8+gather_once")
     column = column_of(config_of(tiny, layout, remat="full", axis_type="explicit"))

@@ -15,7 +15,7 @@ import numpy as np
 
 from scaling_lab.cost import activations, pipelines
 from scaling_lab.cost.points import REMATS, SCHEDULES, Points
-from scaling_lab.cost.shapes import alternates, are_stages, is_schedule, keeps_gathered
+from scaling_lab.cost.shapes import alternates, are_stages, is_schedule, kept_gathered
 
 #: Logits of one device that exist at a time (`parallel.cross_entropy.KEEP_ELEMENTS`).
 LOGIT_ELEMENTS = 2**26
@@ -268,8 +268,12 @@ def _temporary(points: Points, weights: Weights, kept: Array) -> Array:
     gathered = (rests > 1) | wider
     # What is gathered once is kept from one pass to the other; stages hold it as it
     # rests, and a chunk of it cast.
-    kept_whole = keeps_gathered(points) & (rests > 1)
-    layers = np.where(kept_whole, fullest(points), LAYERS_IN_USE)
+    share = np.where(rests > 1, kept_gathered(points), 0.0)
+    kept_whole = share > 0
+    # Of a group of layers that stand in one turn all may be gathered at a time.
+    group = np.divide(1, share, out=np.zeros_like(share), where=kept_whole)
+    passing = np.where(share < 1, np.maximum(group, LAYERS_IN_USE), 0)
+    layers = fullest(points) * share + passing
     cast = np.where(wider, narrow, 0.0)
     staged = kept_whole & are_stages(points)
     as_used = np.where(staged, points.param_bytes + cast, narrow)
@@ -282,5 +286,5 @@ def _temporary(points: Points, weights: Weights, kept: Array) -> Array:
     working = (made - np.minimum(kept, made) + 2 * narrow * inner) * tokens
     # A gradient of one block, before it is reduced.
     gradient = np.where(rests > 1, weights.in_layer * narrow, 0.0)
-    passing = LAYERS_ON_THE_WAY * kept * points.offload * tokens
-    return in_use + ends + working + gradient + passing
+    leaving = LAYERS_ON_THE_WAY * kept * points.offload * tokens
+    return in_use + ends + working + gradient + leaving

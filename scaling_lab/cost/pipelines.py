@@ -17,7 +17,7 @@ from scaling_lab.cost.shapes import (
     Column,
     are_stages,
     is_schedule,
-    keeps_gathered,
+    kept_gathered,
     says_sums,
 )
 
@@ -104,7 +104,7 @@ def rearranged(p: Points) -> Column:
 
 def gathered(p: Points, wires: Wires, held: Column) -> Column:
     """Seconds in which a stage's parameters are gathered, before its first tick."""
-    once = are_stages(p) & keeps_gathered(p) & (p.zero_stage >= 3)
+    once = are_stages(p) & (kept_gathered(p) > 0) & (p.zero_stage >= 3)
     return once * wires.collective("fsdp", p.fsdp, held * p.param_bytes)
 
 

@@ -102,7 +102,8 @@ class Points:
       near_again: 1 where the backward pass gathers weights within the scale-up network,
         from a second copy that is sharded there alone, else 0.
       gathers: how often a microbatch gathers what ``fsdp`` divides: 2, or 1 where what
-        was gathered is kept for the backward pass, by stages of ours for all of a step.
+        was gathered is kept for the backward pass, by stages of ours for all of a step;
+        between them where that of some layers is.
       host_bytes_per_second: one way of one device to its host's memory; infinite where
         nobody asks what offloading costs.
       low_experts: 1 where routed experts' products are in ``precision`` as a block's

@@ -140,7 +140,7 @@ def _columns(config: RunConfig, local: Chip | None) -> dict[str, Any]:
         "kept": 1.0 if kind == "none" else 1.0 - 0.9 * again,
         "offload": 0.0,
         **kernel,
-        "gathers": 1.0 if layout.gather == "step" else 2.0,
+        "gathers": 2.0 - (1 / layout.once_in if layout.once_in else 0.0),
         "host_bytes_per_second": host_rate(found),
     }
 

@@ -111,16 +111,21 @@ def says_sums(p: Points) -> Column:
     return (p.lockstep > 0) & ~np.isnan(p.reduced_bytes)
 
 
-def keeps_gathered(p: Points) -> Column:
-    """Where gathered weights are kept: of stages, not those that have experts."""
-    return (p.gathers < 2) & ~(are_stages(p) & (p.n_experts > 0))
+def kept_gathered(p: Points) -> Column:
+    """The share of layers whose gathered weights are kept for the backward pass.
+
+    Stages that have experts keep none.
+    """
+    return np.where(
+        are_stages(p) & (p.n_experts > 0), 0.0, np.clip(2 - p.gathers, 0, 1)
+    )
 
 
 def gathers(p: Points) -> Column:
     """How often a microbatch gathers what ``fsdp`` divides; stages may for all once."""
-    kept = keeps_gathered(p)
-    again = np.where(kept, 1.0, np.maximum(p.gathers, 2.0)) + alternates(p)
-    return np.where(kept & are_stages(p), 0.0, again)
+    kept = kept_gathered(p)
+    again = np.where(kept > 0, 2 - kept, np.maximum(p.gathers, 2.0)) + alternates(p)
+    return np.where((kept > 0) & are_stages(p), 0.0, again)
 
 
 def is_remat(p: Points, name: str) -> Column:

@@ -65,16 +65,16 @@ def _gathers(
     run, _, name = path.rpartition("/")
     letters = dims.letters(name)
     is_layer, staged = letters[0] == "L", stages_of(layout) > 1
-    once = layout.gather == "step" and not (staged and gathers_by_hand(letters))
-    if is_layer and staged and once:
+    once_in = 0 if staged and gathers_by_hand(letters) else layout.once_in
+    if is_layer and staged and once_in:
         # As it rests, since gradients of all ticks add up to it in that precision; a
         # TPU's compiler casts it before it moves.
         share = _share_of_layers(config.abstract_params[run], layout)
         return share, config.parameters, "gathered before a stage's first tick"
-    again = is_layer and not once
-    uses = 2 + alternates(layout) if again else uses
-    why = "gathered where it is used" + (f", {uses} times" if again else "")
-    return mechanisms.times(config, layout, is_layer) * uses, config.arithmetic, why
+    again = is_layer and once_in != 1
+    often = 2 + alternates(layout) - (1 / once_in if once_in else 0) if again else uses
+    why = "gathered where it is used" + (f", {often:g} times" if again else "")
+    return mechanisms.times(config, layout, is_layer) * often, config.arithmetic, why
 
 
 def of_gradient(

@@ -36,7 +36,8 @@ MODIFIERS: dict[str, str] = {
     "sequence": "activations between blocks divided by position over tensor",
     "zero1": "optimizer state divided over data (and context)",
     "zero2": "gradients and optimizer state divided over data (and context)",
-    "gather_once": "gathered weights kept for the backward pass, by a stage for a step",
+    "gather_once": "gathered weights kept for the backward pass, by a stage for a "
+    "step; of every fourth layer alone, as gather_once=4",
     "ring": "keys and values go round context, instead of being gathered",
     "ulysses": "over context positions are exchanged for heads while attention runs",
     "all_to_all": "rows go to the devices of their experts, which is what expert does",
@@ -48,8 +49,8 @@ MODIFIERS: dict[str, str] = {
     "zero_bubble": "as 1f1b, and gradients of weights are made where stages would wait",
 }
 
-#: Words that take a number of at least 2, as `interleaved=2`.
-COUNTED = ("interleaved",)
+#: Words that take a number of at least 2, as `interleaved=2`; and those that may.
+COUNTED, MAY_COUNT = ("interleaved",), ("gather_once",)
 
 #: What a word binds: (axis it needs, or none; verb; mechanism).
 MECHANISMS: dict[str, tuple[str, str, str]] = {
@@ -179,7 +180,7 @@ def _composed(text: str, sizes: Mapping[str, int], modifiers: list[str]) -> Layo
             _needs(text, word, "tensor", sizes)
             acts["BTD"] = {"T": _with_axis(acts.get("T"), "tensor")}
         elif word == "gather_once":
-            fields["gather"] = "step"
+            fields["gather"] = f"step/{count}" if count else "step"
         elif word in MECHANISMS:
             axis, verb, mechanism = MECHANISMS[word]
             if axis:
@@ -204,12 +205,14 @@ def _composed(text: str, sizes: Mapping[str, int], modifiers: list[str]) -> Layo
 
 def _counted(text: str, word: str, value: str) -> None:
     """Raises unless a word has a number where it takes one, and only there."""
-    digits = value.removeprefix("=")
-    if word not in COUNTED and value:
+    digits, may = value.removeprefix("="), word in MAY_COUNT
+    if value and word not in COUNTED and not may:
         raise IllegalLayout(f"layout {text!r}: +{word} takes no value; write +{word}")
-    if word in COUNTED and not (digits.isdigit() and int(digits) >= 2):
+    counts = word in COUNTED or (may and value)
+    if counts and not (digits.isdigit() and int(digits) >= 2):
         raise IllegalLayout(
             f"layout {text!r}: +{word} takes a number of at least 2, as +{word}=2"
+            + (f", or none, as +{word}" if may else "")
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 from scaling_lab import dims
@@ -71,7 +72,35 @@ def check(
                 if letter in sizes:
                     _divides(layout, f"acts {signature}", letter, sizes[letter], axes)
     _whole_heads(layout, sizes)
+    _whole_groups(layout, params)
     _every_axis_used(layout, sizes, params)
+
+
+def _whole_groups(layout: Layout, params: Mapping[str, Sequence[int]]) -> None:
+    """Where one layer in several keeps what it gathered, they are groups of as many."""
+    count = layout.once_in
+    if count < 2:
+        return
+    if layout.mesh.get("stage", 1) > 1:
+        raise IllegalLayout(
+            f"layout {layout.name!r}: a stage gathers before its first microbatch what "
+            f"it keeps, which is of all its layers and not of one in {count}; write "
+            "+gather_once, or leave axis stage out"
+        )
+    names = [(path.rpartition("/")[2], shape) for path, shape in params.items()]
+    depths = {shape[0] for name, shape in names if dims.letters(name)[0] == "L"}
+    if all(depth % count == 0 for depth in depths):
+        return
+    near = divisors(math.gcd(*depths))[1:]
+    near.sort(key=lambda n: abs(n - count))
+    numbers, runs = (", ".join(map(str, sorted(n))) for n in (near[:2], depths))
+    raise IllegalLayout(
+        f"layout {layout.name!r}: +gather_once={count} keeps what one layer in {count} "
+        f"gathered, and runs of {runs} like layers do not divide into groups of "
+        f"{count}; "
+        + (f"nearest number: {numbers}; or " if near else "")
+        + "write +gather_once: all layers keep theirs"
+    )
 
 
 def _halves(layout: Layout, sizes: Mapping[str, int]) -> None:

@@ -149,15 +149,14 @@ class Moves:
         specs = (NamedSharding(self.mesh, partition(spec)) for spec in (used, reduced))
         return gather(weight, *specs)
 
-    def gathers(self, params: Mapping[str, Any]) -> str:
-        """`Layout.gather` if any of these weights rests elsewhere than it is used."""
-        elsewhere = self.mesh is not None and any(
+    def gathers(self, params: Mapping[str, Any]) -> bool:
+        """Whether any of these weights rests elsewhere than it is used."""
+        return self.mesh is not None and any(
             self.layout.spec("params", letters, name)
             != self.layout.spec("acts", letters)
             for name in params
             for letters in [dims.letters(name)]
         )
-        return self.layout.gather if elsewhere else ""
 
 
 def column_axes(

@@ -222,23 +222,21 @@ class Placement(Moves):
             return *stages.through_stages(self, segments, x_BTD, per_batch), None
         scan = functools.partial(stack.scan, together=self.together)
         run = stack.unroll if self.unroll else scan
+        policy = stack.with_residual(self.remat, self.residual)
         caches = [None] * len(segments) if cache is None else cache
         auxes, after = [], []
         for segment, segment_cache in zip(segments, caches, strict=True):
             block = functools.partial(segment.block, self)
-            gathered = self.gathers(segment.params)
-            inputs_alone = self.remat == "full" and gathered != "step"
+            elsewhere, once_in = self.gathers(segment.params), self.layout.once_in
+            inputs_alone = self.remat == "full" and not (elsewhere and once_in)
             if inputs_alone and cache is None and not self.unroll:
                 x_BTD, aux, left = stack.scan_inputs(
                     block, segment, x_BTD, per_batch, self._rest
                 )
             else:
-                block = stack.remat(
-                    block,
-                    stack.with_residual(self.remat, self.residual),
-                    regather=gathered == "layer",
-                )
-                x_BTD, aux, left = run(block, segment, x_BTD, per_batch, segment_cache)
+                how = stack.remats_of(policy, once_in if elsewhere else 1)
+                inputs = (segment, x_BTD, per_batch, segment_cache)
+                x_BTD, aux, left = run(block, *inputs, remats=how)
             auxes.append(aux)
             after.append(left)
         return x_BTD, auxes, None if cache is None else after

@@ -230,7 +230,7 @@ def _staged(place: Any, segment: Segment, copies: int) -> _Staged:
     plan = _plan(place, inner, segment.params, copies)
     policy = stack.with_residual(place.remat, place.residual)
     block = functools.partial(segment.block, inner)
-    block = stack.remat(block, policy, regather=bool(inner.gathers(segment.params)))
+    block = stack.remat(block, policy, regather=inner.gathers(segment.params))
 
     def arranged(params: Any) -> dict[str, Array]:
         return {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ Axes = str | tuple[str, ...] | None
 Table = Mapping[str, Any]
 #: For every dim of an array the mesh axes it is divided over.
 Spec = tuple[tuple[str, ...], ...]
+#: What `Layout.gather` may be.
+_GATHER = re.compile(r"layer|step(/([2-9]|[1-9]\d+))?")
 
 
 class IllegalLayout(ValueError):
@@ -36,9 +39,10 @@ class Layout:
       grads: where a gradient is reduced to; default `params`.
       optimizer: where optimizer state rests; default `params`.
       gather: ``layer`` gathers a stored weight where it is used and again in the
-        backward pass; ``step`` keeps what it gathered. A pipeline's stage then gathers
-        its weights before its first microbatch and holds them, as they rest, to the
-        last; experts it gathers by layer all the same.
+        backward pass; ``step`` keeps what it gathered, ``step/4`` that of every fourth
+        layer. Of ``step`` a pipeline's stage gathers its weights before its first
+        microbatch and holds them, as they rest, to the last; experts it gathers by
+        layer all the same.
       bind: verb -> the mechanism that does it, where that is not the verb's first
         (`grammar.MECHANISMS`): ``{"attend": "ring"}``.
       name: what people call it; not part of its identity.
@@ -67,9 +71,10 @@ class Layout:
                 )
         ordered = {axis: self.mesh[axis] for axis in AXES if axis in self.mesh}
         object.__setattr__(self, "mesh", ordered)
-        if self.gather not in ("layer", "step"):
+        if not _GATHER.fullmatch(self.gather):
             raise IllegalLayout(
-                f"layout {self.name!r}: gather={self.gather!r}; say 'layer' or 'step'"
+                f"layout {self.name!r}: gather={self.gather!r}; say 'layer' or 'step', "
+                "or 'step/4' to keep what every fourth layer gathered"
             )
 
     @property
@@ -79,6 +84,13 @@ class Layout:
         for size in self.mesh.values():
             count *= size
         return count
+
+    @property
+    def once_in(self) -> int:
+        """Of how many layers one keeps what it gathered: 1 if all do, 0 if none."""
+        if self.gather == "layer":
+            return 0
+        return int(self.gather.partition("/")[2] or 1)
 
     def mechanism(self, verb: str, default: str) -> str:
         """What the layout binds a verb to."""

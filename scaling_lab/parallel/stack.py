@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,8 @@ MOVES = ("sharding_constraint", "reshard", "custom_vjp_call")
 MAKES = ("dot_general", "add", "pallas_call", "slice", "squeeze", "transpose")
 
 Block = Callable[..., tuple[Array, Any, Any]]
+#: `remat` of each layer of a group, which may keep different things.
+Remats = Sequence[Callable[[Block], Block]]
 
 #: `checkpoint_name` of a weight after it was gathered for use.
 GATHERED = "gathered_weight"
@@ -48,6 +50,21 @@ def remat(block: Block, policy: str, *, regather: bool) -> Block:
     if regather:
         return jax.checkpoint(block, policy=_chosen(policy, dropped=(GATHERED,)))
     return jax.checkpoint(block, policy=_chosen(policy, also=(GATHERED,)))
+
+
+def remats_of(policy: str, once_in: int) -> Remats:
+    """`remat` of each layer of a group: the last one keeps what it gathered.
+
+    The backward pass comes to the last of the layers first.
+
+    Args:
+      once_in: layers of a group; 1 if every layer keeps, 0 if none does.
+    """
+    again, keeps = (
+        functools.partial(remat, policy=policy, regather=regather)
+        for regather in (True, False)
+    )
+    return (*[again] * (once_in - 1), keeps) if once_in else (again,)
 
 
 def of_chunk(policy: str) -> Callable[..., Any]:
@@ -133,14 +150,21 @@ def scan(
     per_batch: Batch,
     cache: Any,
     *,
+    remats: Remats,
     together: int = 1,
 ):
     """The layers as one loop: compiled once, whatever the depth.
 
     Args:
-      together: layers in one turn. What one moves (weights, results from the host) then
-        hides behind what another computes, which a compiler sees no other way.
+      remats: where there are several, as many layers stand in one turn.
+      together: layers in one turn, at least. What one moves (weights, results from the
+        host) then hides behind what another computes, which a compiler sees no other
+        way.
     """
+    if len(remats) > 1 and cache is None:
+        turns = max(1, together // len(remats))
+        return _scan_groups(block, segment, x_BTD, per_batch, (remats, turns))
+    block = remats[-1](block)
 
     def body(x_BTD, layer):
         params, cache = layer
@@ -152,32 +176,43 @@ def scan(
     return x_BTD, _total(aux), cache
 
 
-def scan_inputs(
+def _scan_groups(
     block: Block,
     segment: Segment,
     x_BTD: Array,
     per_batch: Batch,
-    rest: Callable[[Any], Any],
+    how: tuple[Remats, int],
 ):
-    """`scan` that keeps the layers' inputs alone; see `recompute.scan`."""
-    gathered = jax.checkpoint_policies.save_only_these_names(GATHERED)
-    layers = recompute.Layers(block, jax.checkpoint(block, policy=gathered), rest)
-    stacked = per_layer(segment.params)
-    scanned: Any = recompute.scan(layers, stacked, x_BTD, per_batch)
-    x_BTD, aux = scanned
-    return x_BTD, aux, None
+    """The layers in groups that stand in one turn, each layer under its own `remat`.
 
+    Args:
+      how: one `remat` for each layer of a group, and how many groups are in a turn.
+    """
+    remats, turns = how
+    size = len(remats)
 
-def unroll(block: Block, segment: Segment, x_BTD: Array, per_batch: Batch, cache):
-    """The layers written out: no loop carries, at the price of compile time."""
-    depth = len(jax.tree.leaves(segment.params)[0])
-    layers: Any = unstack(per_layer(segment.params), depth)
-    caches = [jax.tree.map(lambda c, i=i: c[i], cache) for i in range(depth)]
-    auxes = []
-    for i, params in enumerate(layers):
-        x_BTD, aux, caches[i] = block(params, x_BTD, per_batch, caches[i])
-        auxes.append(aux)
-    return x_BTD, _total(_stack(auxes)), _stack(caches)
+    def one_of(i: int) -> Block:
+        def layer(params: Any, *inputs: Any) -> tuple[Array, Any, Any]:
+            return block(_pick(*params, i), *inputs)
+
+        return remats[i](layer)
+
+    blocks = [one_of(i) for i in range(size)]
+
+    def body(x_BTD, groups):
+        still, group = groups
+        auxes = []
+        for one, own in zip(blocks, unstack(group, size), strict=True):
+            x_BTD, aux, _ = one((still, own), x_BTD, per_batch, None)
+            auxes.append(aux)
+        return x_BTD, _total(_stack(auxes))
+
+    groups = jax.tree.map(
+        lambda a: a.reshape(-1, size, *a.shape[1:]), per_layer(segment.params)
+    )
+    both = (jax.lax.stop_gradient(groups), groups)
+    x_BTD, aux = jax.lax.scan(body, x_BTD, both, unroll=turns)
+    return x_BTD, _total(aux), None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -200,6 +235,67 @@ def _unstack_backward(depth, _, cotangents):
 
 
 unstack.defvjp(_unstack_forward, _unstack_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _pick(group: Any, own: Any, i: int) -> Any:
+    """Layer i of a group, whose gradient goes to `own`, which is that layer too.
+
+    So a backward pass that does the layer again reads the group, which its loop has
+    anyway. Did it read `own`, a copy of the model would be kept for it; XLA drops what
+    is kept and not read.
+    """
+    del own
+    return jax.tree.map(lambda a: a[i], group)
+
+
+def _pick_forward(group, own, i):
+    return _pick(group, own, i), None
+
+
+def _pick_backward(i, _, cotangent):
+    del i
+    return None, cotangent
+
+
+_pick.defvjp(_pick_forward, _pick_backward)
+
+
+def scan_inputs(
+    block: Block,
+    segment: Segment,
+    x_BTD: Array,
+    per_batch: Batch,
+    rest: Callable[[Any], Any],
+):
+    """`scan` that keeps the layers' inputs alone; see `recompute.scan`."""
+    gathered = jax.checkpoint_policies.save_only_these_names(GATHERED)
+    layers = recompute.Layers(block, jax.checkpoint(block, policy=gathered), rest)
+    stacked = per_layer(segment.params)
+    scanned: Any = recompute.scan(layers, stacked, x_BTD, per_batch)
+    x_BTD, aux = scanned
+    return x_BTD, aux, None
+
+
+def unroll(
+    block: Block,
+    segment: Segment,
+    x_BTD: Array,
+    per_batch: Batch,
+    cache: Any,
+    *,
+    remats: Remats,
+):
+    """The layers written out: no loop carries, at the price of compile time."""
+    depth = len(jax.tree.leaves(segment.params)[0])
+    layers: Any = unstack(per_layer(segment.params), depth)
+    caches = [jax.tree.map(lambda c, i=i: c[i], cache) for i in range(depth)]
+    auxes, blocks = [], [wrap(block) for wrap in remats]
+    for i, params in enumerate(layers):
+        one = blocks[i % len(blocks)]
+        x_BTD, aux, caches[i] = one(params, x_BTD, per_batch, caches[i])
+        auxes.append(aux)
+    return x_BTD, _total(_stack(auxes)), _stack(caches)
 
 
 def _stack(trees: list[Any]) -> Any:

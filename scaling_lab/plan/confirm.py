@@ -169,7 +169,8 @@ def _in_pairs(
         return None
     flags = best.compiled["xla_flags"]
     config = config_of(question, best, flags)
-    if config.model.L < 2:
+    # Where one layer in several keeps what it gathered, a turn has several already.
+    if config.model.L < 2 or config.layout.once_in > 1:
         return None
     tell(f"compiling {best.layout} with two layers a turn for {config.target}")
     paired = dataclasses.replace(config, stack=PAIRS)

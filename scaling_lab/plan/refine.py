@@ -21,10 +21,12 @@ import numpy as np
 from scaling_lab.config import RunConfig
 from scaling_lab.cost import activations
 from scaling_lab.cost.points import REMATS, Points
+from scaling_lab.layouts import parse
+from scaling_lab.models import widths
 from scaling_lab.parallel import policies as written
 from scaling_lab.plan.answer import Choice, Plan, answered
 from scaling_lab.plan.rank import priced
-from scaling_lab.plan.words import ONCE
+from scaling_lab.plan.words import ONCE, once
 
 #: What a policy may keep beside a block's input: results of products, and attention's.
 #: The last product's result is the next block's input, and norms cost next to nothing.
@@ -43,6 +45,9 @@ AWAY = tuple(name for name in KEPT if name != "attention/attend")
 #: The memory of each policy beside that of the one before.
 LIGHTER = 0.9
 
+#: Of so many layers one keeps what it gathered, where that is tried.
+KEEPERS = (1, 2, 4, 8)
+
 #: Microbatches of a step that are tried.
 MICROBATCHES = (1, 2, 4)
 
@@ -59,22 +64,21 @@ class Refined:
 
     Attributes:
       remat: as a run writes it. microbatches: of a step.
-      gather: of the layout: ``layer``, or ``step`` where gathered weights are kept.
+      once_in: of how many layers one keeps what it gathered; 0 where none does.
       step_seconds: predicted. hbm_bytes: of one device.
     """
 
     remat: str
     microbatches: int
-    gather: str
+    once_in: int
     step_seconds: float
     hbm_bytes: float
 
     def of(self, config: RunConfig) -> RunConfig:
         """A run of the layout under this policy."""
         layout = config.layout
-        if self.gather != layout.gather:
-            name = layout.name + ONCE
-            layout = dataclasses.replace(layout, gather=self.gather, name=name)
+        if self.once_in != layout.once_in:
+            layout = parse(layout.name.partition(ONCE)[0] + once(self.once_in))
         return dataclasses.replace(
             config, remat=self.remat, accumulate=self.microbatches, layout=layout
         )
@@ -96,7 +100,7 @@ def refined(found: Plan) -> Plan:
         return found
     ranked = found.ranked
     for choice, each in pairs:
-        part = _run(found, choice, each.microbatches, each.gather)
+        part = _run(found, choice, each.microbatches, each.once_in)
         run = _under(part, _Policies.of([each.remat]))
         table = ranked.candidates.take(np.array([choice.index])).table
         table = table | {"sequences": part.microbatch_seqs.astype(np.int64)}
@@ -135,12 +139,9 @@ def policies(
     counts = [n for n in microbatches if _sequences(run) % n == 0]
     if "stage" in choice.mesh:  # a pipeline has its own reasons for as many
         counts = [choice.microbatches]
-    gathers = ["layer"]
-    if run.fsdp[0] > 1 and run.zero_stage[0] == 3:
-        gathers.append("step")
     chosen: list[Refined] = []
-    for number, gather in itertools.product(counts, gathers):
-        part, how = _run(found, choice, number, gather), (number, gather)
+    for number, once_in in itertools.product(counts, _keepers(found, choice, run)):
+        part, how = _run(found, choice, number, once_in), (number, once_in)
         whole, named = (
             _of(found, part, how, texts, choice.host)[:count]
             for texts in (_Policies.of(["none", "full"]), _here(_names(found)))
@@ -157,12 +158,26 @@ def _sequences(run: Points) -> float:
     return float(run.microbatches[0] * run.microbatch_seqs[0])
 
 
-def _run(found: Plan, choice: Choice, microbatches: int, gather: str) -> Points:
-    """A choice in so many microbatches, with its gathered weights kept or not."""
+def _keepers(found: Plan, choice: Choice, run: Points) -> list[int]:
+    """Of how many layers one may keep what it gathered: 0 for none, and then more.
+
+    A stage keeps what is of all its layers; layers of one kind are whole groups.
+    """
+    if run.fsdp[0] == 1 or run.zero_stage[0] != 3:
+        return [0]
+    shape = found.question.shape
+    known = shape.config is not None
+    depths = widths(shape.config, "L") if known else (shape.layers,)
+    groups = [n for n in KEEPERS if all(depth % n == 0 for depth in depths)]
+    return [0, 1] if "stage" in choice.mesh else [0, *groups]
+
+
+def _run(found: Plan, choice: Choice, microbatches: int, once_in: int) -> Points:
+    """A choice in so many microbatches, where one in so many layers keeps weights."""
     run = found.ranked.points.take(choice.index)
     return run.replace(
         microbatch_seqs=_sequences(run) / microbatches,
-        gathers=1.0 if gather == "step" else 2.0,
+        gathers=2.0 - (1 / once_in if once_in else 0.0),
     )
 
 
@@ -196,7 +211,7 @@ def _every(names: list[tuple[str, ...]]) -> list[str]:
 
 
 def _of(
-    found: Plan, run: Points, how: tuple[int, str], named: _Policies, host: bool
+    found: Plan, run: Points, how: tuple[int, int], named: _Policies, host: bool
 ) -> list[Refined]:
     """Policies that fit in order of their time, each lighter than the one before."""
     filled, prediction = priced(found.question, _under(run, named), host)

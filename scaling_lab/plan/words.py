@@ -22,14 +22,20 @@ PIPELINES = {
 }
 #: The word of a layout whose optimizer state rests in the host's memory.
 AWAY = "+offload_optimizer"
-#: The word of a layout whose gathered weights are kept.
+#: The word of a layout whose gathered weights are kept, with a number of some layers'.
 ONCE = "+gather_once"
 
 
 def layout(ranked: Ranked, index: int) -> str:
     """The layout of a candidate that was priced; see `layout_of`."""
     text = layout_of(ranked.question, ranked.candidates, index)
-    return text + (ONCE if ranked.points.gathers[index] < 2 else "")
+    kept = 2 - ranked.points.gathers[index]
+    return text + (once(round(1 / kept)) if kept > 0 else "")
+
+
+def once(layers: int) -> str:
+    """The word where of so many layers one keeps what it gathered, 0 for none."""
+    return ONCE + (f"={layers}" if layers > 1 else "") if layers else ""
 
 
 def layout_of(question: Question, found: Candidates, index: int) -> str:

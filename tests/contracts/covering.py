@@ -39,7 +39,7 @@ LAYOUT = {
     "context": ("", "context", *words("attend", "context")),
     "experts": ("", *words("experts", "expert")),
     "stage": ("", "stage", *words("stack", "stage")),
-    "tables": ("", "+zero1", "+zero2", "+gather_once"),
+    "tables": ("", "+zero1", "+zero2", "+gather_once", "+gather_once=2"),
 }
 RUN = {
     "model": ("llama", "gpt2", "gemma3", "mixtral"),

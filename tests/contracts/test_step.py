@@ -1,6 +1,7 @@
 """What may vary in a train step and what may not: microbatches, precision, memory."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -152,6 +153,53 @@ def test_gathered_weights_are_gathered_again(tiny, batches):
         needed[layout] = compiled.memory_analysis().temp_size_in_bytes
     assert gathers["fsdp=8"] > gathers["fsdp=8+gather_once"]
     assert needed["fsdp=8"] < needed["fsdp=8+gather_once"]
+
+
+#: Policies and stacks under which one layer in two keeps what it gathered.
+KEEPS_SOME = [
+    {"remat": "none", "stack": "scan"},
+    {"remat": "full", "stack": "scan:2"},
+    {"remat": "none", "stack": "unroll"},
+    {"remat": "save:attention/attend", "stack": "scan:4"},
+    {"remat": "recompute:ffn/gate", "stack": "unroll"},
+    {"remat": "save:ffn/gate;offload:ffn/up", "stack": "scan"},
+    {"remat": "full", "stack": "scan", "axis_type": "explicit"},
+]
+
+
+@pytest.fixture(scope="module")
+def four_layers(tiny, batches):
+    """Three steps of four layers on one device, once for each family."""
+    models = {family: tiny(family, L=4) for family in ("llama", "mixtral")}
+    return functools.cache(
+        lambda family: Trained(run_of(models[family], Layout({})), batches)
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "layout", "changes"),
+    [
+        *(("llama", "fsdp=8+gather_once=2", each) for each in KEEPS_SOME[:2]),
+        ("llama", "fsdp=4,tensor=2+sequence+gather_once=4", KEEPS_SOME[3]),
+        ("mixtral", "expert=4,fsdp=2+gather_once=2", KEEPS_SOME[1]),
+        *(
+            pytest.param(*case, each, marks=pytest.mark.slow)
+            for case, kept in (
+                (("llama", "fsdp=8+gather_once=2"), KEEPS_SOME[2:]),
+                (("mixtral", "expert=4,fsdp=2+gather_once=2"), KEEPS_SOME[::3]),
+            )
+            for each in kept
+        ),
+    ],
+    ids=lambda value: (
+        "-".join(map(str, value.values())) if isinstance(value, dict) else value
+    ),
+)
+def test_one_layer_in_some_keeps_its_weights(
+    family, layout, changes, tiny, batches, four_layers
+):
+    config = run_of(tiny(family, L=4), layout, **changes)
+    same(Trained(config, batches), four_layers(family))
 
 
 # --- Logits

@@ -34,7 +34,9 @@ def emit(question: Question, choice: Choice) -> Flags:
     _remat(choice, flags)
     if choice.remat not in uniform(question):
         flags.cannot(f"remat {words.remat(choice.remat)}, verb by verb")
-    if words.ONCE in choice.layout:
+    if f"{words.ONCE}=" in choice.layout:
+        flags.cannot("gathered weights kept of some layers and not of all")
+    elif words.ONCE in choice.layout:
         flags.values["parallelism.fsdp_reshard_after_forward"] = "never"
     if choice.host:
         flags.values["training.enable_cpu_offload"] = True
