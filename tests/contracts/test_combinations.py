@@ -5,7 +5,9 @@ import functools
 import pytest
 
 from contracts.training import Trained, run_of, same
+from scaling_lab import train
 from scaling_lab.layouts import IllegalLayout, Layout
+from scaling_lab.optimizers import OptimizerConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiles")]
 
@@ -52,3 +54,20 @@ def test_axes_together_train_as_one_device(
 def test_kinds_of_layers_that_take_turns_do_not_alternate(tiny):
     with pytest.raises(IllegalLayout, match=r"in runs of 1, 1.*leave \+1f1b out"):
         run_of(tiny("gemma3"), "stage=2,fsdp=4+1f1b", batch=16, accumulate=4)
+
+
+def test_a_key_that_heads_share_stands_where_they_do(tiny):
+    """On explicit axes what is joined to a divided array must be divided alike."""
+    config = run_of(tiny("deepseek"), "fsdp=4,tensor=2", axis_type="explicit")
+    program = train.make_program(config)
+    program.step.trace(*program.abstract_arguments())
+
+
+@pytest.mark.parametrize(
+    "own", [OptimizerConfig("adafactor"), OptimizerConfig(moments="int8")]
+)
+@pytest.mark.parametrize("layout", ["expert=8", "data=2,expert=2,tensor=2+zero1"])
+def test_what_optimizers_keep_of_experts_has_a_place(own, layout, tiny):
+    """Factored moments and scales lack a width, and E and D may share no axis."""
+    model = tiny("mixtral", D=256)
+    train.make_program(run_of(model, layout, optimizer=own))
