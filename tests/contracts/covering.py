@@ -4,7 +4,8 @@ A bug of one mechanism is found where it is tested, and most others need two to 
 (Kuhn, Wallace, Gallo 2004, "Software fault interactions"). So every two values of
 different factors meet in some row, and every three axes, unless validation refuses
 them: then they stand in the other list, with what it says. The values come from the
-grammar: a word added there is in the rows when they are made again.
+grammar and its kin: a word or a family added there is missing from the rows until they
+are made again.
 """
 
 import itertools
