@@ -18,7 +18,7 @@ from scaling_lab import dims
 Params = Mapping[str, Any]
 
 #: Dims that a row of a moment may run along, the least often divided first.
-_ALONG = "HUPQRFKNDVTE"
+_ALONG = "HUPQRFKNDVTEI"
 
 
 def is_matrix(name: str) -> bool:

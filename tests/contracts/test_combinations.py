@@ -5,9 +5,10 @@ import functools
 import pytest
 
 from contracts.training import Trained, run_of, same
-from scaling_lab import train
+from scaling_lab import models, train
 from scaling_lab.layouts import IllegalLayout, Layout
 from scaling_lab.optimizers import OptimizerConfig
+from scaling_lab.parallel.sight import Sight
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiles")]
 
@@ -64,3 +65,9 @@ def test_what_optimizers_keep_of_experts_has_a_place(own, layout, tiny):
     """Factored moments and scales lack a width, and E and D may share no axis."""
     model = tiny("mixtral", D=256)
     train.make_program(run_of(model, layout, optimizer=own))
+
+
+def test_eight_bits_keep_moments_of_what_chooses_blocks(tiny):
+    model = models.seeing(tiny("llama"), Sight.parse("top=1,block=8"))
+    own = OptimizerConfig(moments="int8")
+    train.make_program(run_of(model, "fsdp=8", optimizer=own))
