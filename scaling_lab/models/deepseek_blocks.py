@@ -63,8 +63,9 @@ class Attention(nnx.Module):
             "BTD,DP->BTP", h_BTD, self.key_turned_DP, name="attention/key_turned"
         )
         turned_BT1P = rotate(turned_BTP[:, :, None], per_batch)
-        shape = (*k_BTNH.shape[:3], c.P)
-        k_BTNH = jnp.concatenate([k_BTNH, jnp.broadcast_to(turned_BT1P, shape)], -1)
+        # One for all heads, which stand where those of the plain part do.
+        turned_BTNP = turned_BT1P + jnp.zeros_like(k_BTNH[..., :1])
+        k_BTNH = jnp.concatenate([k_BTNH, turned_BTNP], -1)
         # Kernels want values as wide as keys.
         v_BTNH = jnp.pad(v_BTNU, ((0, 0),) * 3 + ((0, c.H + c.P - c.U),))
         k_BSKH, v_BSKH, mask, cache = remember(cache, k_BTNH, v_BTNH, per_batch, c.mask)

@@ -4,23 +4,21 @@ A bug of one mechanism is found where it is tested, and most others need two to 
 (Kuhn, Wallace, Gallo 2004, "Software fault interactions"). So every two values of
 different factors meet in some row, and every three axes, unless validation refuses
 them: then they stand in the other list, with what it says. The values come from the
-grammar: a word added there is in the rows when they are made again.
+grammar and its kin: a word or a family added there is missing from the rows until they
+are made again.
 """
 
 import itertools
-from typing import NamedTuple
 
-import numpy as np
-
-from contracts.training import run_of
+from contracts.cases import Case
 from scaling_lab import models
+from scaling_lab.config.validate import PRECISIONS, REDUCED
 from scaling_lab.dims import AXES
-from scaling_lab.layouts import Layout, grammar
-from scaling_lab.parallel.masks import Blocks
-from scaling_lab.parallel.sight import Sight
-from scaling_lab.parallel.verbs import Routing
+from scaling_lab.layouts import grammar
+from scaling_lab.optimizers import moments
+from scaling_lab.optimizers.rounding import RESTING
 
-DEVICES, BATCH = 8, 32
+DEVICES = 8
 
 
 def words(verb, axis):
@@ -40,9 +38,10 @@ LAYOUT = {
     "experts": ("", *words("experts", "expert")),
     "stage": ("", "stage", *words("stack", "stage")),
     "tables": ("", "+zero1", "+zero2", "+gather_once", "+gather_once=2"),
+    "away": ("", *words("optimizer", "")),
 }
 RUN = {
-    "model": ("llama", "gpt2", "gemma3", "mixtral"),
+    "model": ("llama", *(name for name in models.families() if name != "llama")),
     "remat": (
         "none",
         "full",
@@ -55,22 +54,33 @@ RUN = {
     "mask": (
         "causal",
         "window=12",
-        "window=12,global=2",
+        "window=12,global=4",
         "chunk=8",
         "prefix=5",
         "blocks",
         "top=1,block=8",
     ),
+    "routing": (
+        "none",
+        "top=2,gate=softmax",
+        "top=3,gate=sigmoid,normalise=no",
+        "top=2,gate=sigmoid,groups=4,top_groups=2,bias=yes",
+        "top=2,gate=softmax,choice=expert",
+    ),
+    "precision": PRECISIONS,
+    "parameters": RESTING,
+    "moments": moments.KINDS,
+    "reduce": ("none", *REDUCED),
 }
 FACTORS = LAYOUT | RUN
-ROUTED = "mixtral"
-#: Of blocks of 4 their own, the one before, the first and the third; a row has 8.
-MAP = Blocks.of(4, [[j in (i, i - 1, 0, 2) for j in range(8)] for i in range(8)])
+#: Families with experts, and those whose routers have a bias.
+ROUTED = tuple(models.with_experts())
+BIASED = tuple(name for name in ROUTED if hasattr(models.size(name, "toy"), "biased"))
+OF_EXPERTS = ("experts", "routing")
+NONE, TOP = RUN["routing"][:2]
+EXACT = RUN["precision"][0]
 #: Need an axis of data.
 OVER_DATA = ("+zero1", "+zero2")
-TRIES = 64
-#: Capacity of 1.25 drops some tokens, the same wherever they are.
-ROUTING = Routing(top_k=2, balance=0.02, z=0.01, capacity=1.25)
 
 
 def layout_of(row):
@@ -92,71 +102,33 @@ def axes_of(row):
     return {row.get(factor, "").partition("+")[0] for factor in LAYOUT} - {""}
 
 
-def model_of(name, mask, tiny):
-    """Four layers of one kind; Gemma 3's are local, and their windows cut a row."""
-    changes = {"routing": ROUTING} if name == ROUTED else {}
-    if name == "gemma3":
-        changes = {"window": 12, "period": 8}
-    model = tiny(name, L=4, **changes)
-    if mask == "causal":
-        return model
-    known = Sight(blocks=MAP) if mask == "blocks" else Sight.parse(mask)
-    return models.seeing(model, known)
-
-
-class Case(NamedTuple):
-    """A row as it is trained."""
-
-    model: str
-    layout: str
-    remat: str = "none"
-    stack: str = "auto"
-    accumulate: int = 4
-    axis_type: str = "auto"
-    mask: str = "causal"
-    precision: str = "float32"
-
-    @classmethod
-    def of(cls, row):
-        said = [row.get(factor, values[0]) for factor, values in RUN.items()]
-        return cls(said[0], layout_of(row), *said[1:])
-
-    @classmethod
-    def read(cls, names, line):
-        said = dict(zip(names.split(), line.split(), strict=True))
-        return cls(**said | {"accumulate": int(said["accumulate"])})
-
-    def config(self, tiny):
-        """The case as a run; raises where it cannot be."""
-        fields = self._asdict() | {"batch": BATCH}
-        model = model_of(fields.pop("model"), fields.pop("mask"), tiny)
-        return run_of(model, fields.pop("layout"), **fields)
-
-    def measure(self):
-        """What one device must know: experts have losses of a microbatch."""
-        parts = self.accumulate if self.model == ROUTED else 1
-        drops = "+capacity" in self.layout
-        return self.model, self.mask, drops, parts, self.precision
-
-    def alone(self, tiny):
-        """The same on one device, told to drop what the case drops."""
-        name, mask, drops, parts, precision = self.measure()
-        layout = Layout({}, bind={"experts": "capacity"} if drops else None)
-        fields = {"batch": BATCH, "precision": precision, "accumulate": parts}
-        return run_of(model_of(name, mask, tiny), layout, stack="scan", **fields)
+def case_of(row):
+    said = [row.get(factor, values[0]) for factor, values in RUN.items()]
+    return Case(said[0], layout_of(row), *said[1:])
 
 
 def held_by(row):
     """The pairs that a row holds, and its three axes.
 
-    A model without experts meets no mechanism of theirs.
+    A model without experts meets no mechanism of theirs. Where precision is low, other
+    mechanisms are not compared closely: then what it meets itself is all that counts.
     """
     said = [(factor, row[factor]) for factor in FACTORS if row.get(factor, "") != ""]
+    if not agrees(row, row.get("model")):
+        said = [(f, v) for f, v in said if f not in OF_EXPERTS]
     held = set(itertools.combinations(said, 2))
-    if row.get("model") != ROUTED:
-        held = {pair for pair in held if "experts" not in dict(pair)}
+    if row.get("precision", EXACT) != EXACT:
+        return {pair for pair in held if "precision" in dict(pair)}
     axes = tuple(sorted(axes_of(row), key=AXES.index))
     return held | {axes} if len(axes) == 3 else held
+
+
+def agrees(row, model):
+    """Whether a row says of experts what can be said of a model."""
+    routing = row.get("routing", TOP if model in ROUTED else NONE)
+    if model not in ROUTED:
+        return routing == NONE and not row.get("experts")
+    return routing != NONE and (model in BIASED or "bias" not in routing)
 
 
 def seed(meeting):
@@ -164,12 +136,19 @@ def seed(meeting):
 
     ZeRO divides over data, and experts are of a model that has some.
     """
-    row = dict(meeting) if len(meeting) == 2 else dict(map(_first, meeting))
-    if row.get("experts"):
-        row.setdefault("model", ROUTED)
+    row = begun(meeting)
+    if row.get("experts") or row.get("routing", NONE) != NONE:
+        biased = "bias" in row.get("routing", "")
+        row.setdefault("model", (BIASED if biased else ROUTED)[-1])
+    if row.get("model") in ROUTED:
+        row.setdefault("routing", TOP)
     if row.get("tables") in OVER_DATA:
         row.setdefault("data", "data")
     return row
+
+
+def begun(meeting):
+    return dict(meeting) if len(meeting) == 2 else dict(map(_first, meeting))
 
 
 def _first(axis):
@@ -199,63 +178,39 @@ def refused_pairs(tiny):
     found = {}
     for pair in every_pair():
         try:
-            Case.of(seed(pair)).config(tiny)
+            case_of(seed(pair)).config(tiny)
         except ValueError as error:
             found[pair] = str(error)
     return found
 
 
-def covering(refused):
-    """Rows that hold every pair but those refused, each begun with one left over.
-
-    The rest of a row is what gains most, of a few dozen orders to choose in.
-    """
-    random = np.random.default_rng(0)
-    meetings = [*(pair for pair in every_pair() if pair not in refused), *every_three()]
-    left, rows = set(meetings), []
-    for meeting in meetings:
-        if meeting in left:
-            orders = [random.permutation(list(FACTORS)) for _ in range(TRIES)]
-            tried = [_filled(meeting, order, left, refused) for order in orders]
-            row = max(tried, key=lambda row: len(held_by(row) & left))
-            left -= held_by(row)
-            rows.append({factor: row[factor] for factor in FACTORS})
-    return rows
+def meetings(refused):
+    """All that some row must hold."""
+    return [*(pair for pair in every_pair() if pair not in refused), *every_three()]
 
 
-def _filled(meeting, order, left, refused):
-    row = seed(meeting)
-    for factor in ("model", *order):
-        if factor not in row:
-            options = [row | {factor: value} for value in FACTORS[factor]]
-            options = [
-                option
-                for option in options
-                if _goes(option, refused) and meeting in held_by(option)
-            ]
-            row = max(options, key=lambda option: len(held_by(option) & left))
-    return row
+def row_of(case):
+    """The row that a case is of; what its layout says, as factors."""
+    named, *said = case.layout.split("+")
+    axes = {part.partition("=")[0] for part in named.split(",")} | {""}
+    row = {}
+    for factor, values in LAYOUT.items():
+        parts = [(value, *value.partition("+")[::2]) for value in values]
+        fits = [v for v, axis, word in parts if axis in axes and word in ("", *said)]
+        row[factor] = fits[-1]
+    return row | {factor: getattr(case, factor) for factor in RUN}
 
 
-def _goes(row, refused):
-    """Three axes at most, no experts where there are none, and nothing refused."""
-    axes, zero = axes_of(row), row.get("tables") in OVER_DATA
-    said = [(factor, row[factor]) for factor in FACTORS if factor in row]
-    return (
-        len(axes | {"data"} if zero else axes) <= 3
-        and not (zero and row.get("data") == "")
-        and not (row.get("experts") and row.get("model", ROUTED) != ROUTED)
-        and not any(pair in refused for pair in itertools.combinations(said, 2))
-    )
-
-
-def written(rows, refused):
-    """Both lists as text: a row a line, and a pair that is refused a line."""
+def written(rows):
+    """Rows as text, a line each, side by side where one device is their measure."""
     lines = ["model layout " + " ".join(list(RUN)[1:])]
-    # Side by side those that one device is the measure of.
-    cases = sorted(map(Case.of, rows), key=Case.measure)
-    lines += [" ".join(map(str, case[: len(RUN) + 1])) for case in cases]
-    lines += ["", "refused"]
+    cases = sorted(map(case_of, rows), key=Case.measure)
+    return "\n".join([*lines, *(" ".join(map(str, case)) for case in cases)])
+
+
+def told(refused):
+    """Refused pairs as text, one a line, with what validation says."""
+    lines = ["refused"]
     for pair, said in refused.items():
         lines.append(f"{' × '.join(str(value) for _, value in pair)}: {said}")
     return "\n".join(lines) + "\n"
