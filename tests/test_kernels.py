@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling_lab.parallel import attention, chunked, cudnn, splash, stack, stacked
+from scaling_lab.parallel import attention, chunked, cudnn, keeping, splash, stacked
 from scaling_lab.parallel.masks import Mask
 
 
@@ -74,13 +74,13 @@ def test_decoding_is_written_out(kernel):
 
 
 def test_attention_is_kept_by_the_name_of_its_residual():
-    kept = stack.with_residual("save:attention/attend,ffn/up", "residual")
+    kept = keeping.with_residual("save:attention/attend,ffn/up", "residual")
     assert kept == "save:ffn/up,residual"
-    dropped = stack.with_residual("recompute:attention/attend", "residual")
+    dropped = keeping.with_residual("recompute:attention/attend", "residual")
     assert dropped == "recompute:attention/attend,residual"
     for policy in ("none", "full", "save:ffn/up"):
-        assert stack.with_residual(policy, "residual") == policy
-    assert stack.with_residual("save:attention/attend", "") == "save:attention/attend"
+        assert keeping.with_residual(policy, "residual") == policy
+    assert keeping.with_residual("save:attention/attend", "") == "save:attention/attend"
 
 
 def test_stacked_sequences_are_more_of_them():
@@ -112,8 +112,8 @@ def test_a_policy_keeps_what_a_stacked_kernel_names():
     attend = stacked.as_sequences(chunked.attend)
 
     def products(policy):
-        policy = stack.with_residual(policy, attention.RESIDUAL)
-        kept = stack.remat(attend, policy, regather=False)
+        policy = keeping.with_residual(policy, attention.RESIDUAL)
+        kept = keeping.remat(attend, policy, regather=False)
 
         def one(inputs, mask):
             *inputs, weights = inputs

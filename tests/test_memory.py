@@ -19,7 +19,7 @@ from scaling_lab.cost.points import REMATS, SCHEDULES, STACKS, Points, names
 from scaling_lab.cost.predict import predict
 from scaling_lab.cost.runs import points_of
 from scaling_lab.layouts.placement import Placement
-from scaling_lab.parallel import stack
+from scaling_lab.parallel import keeping
 from scaling_lab.plan import columns, shape
 
 GIB = 2**30
@@ -296,7 +296,7 @@ def residual_bytes(family, policy, precision="bfloat16"):
         return run(place, params, x_BTD, per_batch, None)[0]
 
     kept = saved_residuals(
-        stack.remat(block, policy, regather=False),
+        keeping.remat(block, policy, regather=False),
         layer,
         jnp.zeros((batch, length, model.D), precision),
     )

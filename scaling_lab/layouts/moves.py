@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from scaling_lab import dims
 from scaling_lab.layouts.mesh import partition
 from scaling_lab.layouts.tables import Layout, Spec
-from scaling_lab.parallel import equations, low_precision, reduced, stack, take
+from scaling_lab.parallel import equations, keeping, low_precision, reduced, take
 
 Array = jax.Array
 
@@ -140,7 +140,7 @@ class Moves:
         weight = rested(weight, self.sharding("params", letters, stored))
         weight = self._brought(weight, used, self.layout.spec("grads", letters, stored))
         if self.gathers({stored: weight}):
-            weight = checkpoint_name(weight, stack.GATHERED)
+            weight = checkpoint_name(weight, keeping.GATHERED)
         return weight
 
     def _brought(self, weight: Array, used: Spec, reduced: Spec) -> Array:

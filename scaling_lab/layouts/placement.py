@@ -28,6 +28,7 @@ from scaling_lab.parallel import (
     equations,
     experts,
     flash,
+    keeping,
     stack,
     take,
 )
@@ -42,7 +43,7 @@ class Placement(Moves):
     """Binds the verbs of `parallel.verbs.Verbs` to one layout on one mesh.
 
     Attributes (beside those of `Moves`):
-      remat: what the backward pass keeps, as `parallel.stack.remat` reads it.
+      remat: what the backward pass keeps, as `parallel.keeping.remat` reads it.
       unroll: layers written out instead of scanned.
       together: of scanned layers, how many in one turn of the loop.
       microbatches: of a step, where the stages of a pipeline take them in turn.
@@ -197,7 +198,7 @@ class Placement(Moves):
             places = routed.places(self.layout, self.mesh, weights, name)
             router = jax.tree.map(
                 lambda a: checkpoint_name(
-                    self._constrain(jnp.asarray(a), ((),) * a.ndim), stack.GATHERED
+                    self._constrain(jnp.asarray(a), ((),) * a.ndim), keeping.GATHERED
                 ),
                 (router_DE, bias_E),
             )
@@ -222,7 +223,7 @@ class Placement(Moves):
             return *stages.through_stages(self, segments, x_BTD, per_batch), None
         scan = functools.partial(stack.scan, together=self.together)
         run = stack.unroll if self.unroll else scan
-        policy = stack.with_residual(self.remat, self.residual)
+        policy = keeping.with_residual(self.remat, self.residual)
         caches = [None] * len(segments) if cache is None else cache
         auxes, after = [], []
         for segment, segment_cache in zip(segments, caches, strict=True):
@@ -234,7 +235,10 @@ class Placement(Moves):
                     block, segment, x_BTD, per_batch, self._rest
                 )
             else:
-                how = stack.remats_of(policy, once_in if elsewhere else 1)
+                group = once_in if elsewhere else 1
+                turn = max(self.together, group)
+                loops = not self.unroll and stack.loops(segment, turn)
+                how = keeping.remats_of(policy, group, looped=loops)
                 inputs = (segment, x_BTD, per_batch, segment_cache)
                 x_BTD, aux, left = run(block, *inputs, remats=how)
             auxes.append(aux)

@@ -16,7 +16,7 @@ from scaling_lab.layouts.copies import copies_of
 from scaling_lab.layouts.mesh import partition
 from scaling_lab.layouts.moves import Moves, gather
 from scaling_lab.layouts.tables import Layout, Table, listed
-from scaling_lab.parallel import alternating, chunks, pipeline, stack, stacked
+from scaling_lab.parallel import alternating, chunks, keeping, pipeline, stacked
 from scaling_lab.parallel.verbs import Batch, Segment
 
 Array = jax.Array
@@ -228,9 +228,9 @@ def _gathered(inner: Any, params: Mapping[str, Any]) -> Any:
 def _staged(place: Any, segment: Segment, copies: int) -> _Staged:
     inner = _gathered(within_stage(place, copies), segment.params)
     plan = _plan(place, inner, segment.params, copies)
-    policy = stack.with_residual(place.remat, place.residual)
+    policy = keeping.with_residual(place.remat, place.residual)
     block = functools.partial(segment.block, inner)
-    block = stack.remat(block, policy, regather=inner.gathers(segment.params))
+    block = keeping.remat(block, policy, regather=inner.gathers(segment.params))
 
     def arranged(params: Any) -> dict[str, Array]:
         return {

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from scaling_lab.parallel import stack
+from scaling_lab.parallel import keeping
 from scaling_lab.parallel.verbs import Batch
 
 Array = jax.Array
@@ -70,7 +70,7 @@ def chunk_of(
 
     def layer(per_batch: Batch, x_BTD: Array, step: Any) -> Any:
         params, exists = step
-        x_BTD = checkpoint_name(x_BTD, stack.INPUT)
+        x_BTD = checkpoint_name(x_BTD, keeping.INPUT)
         new_BTD, aux, _ = block(params, x_BTD, per_batch, None)
         if not plan.even:
             new_BTD = jnp.where(exists, new_BTD, x_BTD)
@@ -91,7 +91,7 @@ def chunk_of(
         return x_BTD, jax.tree.map(lambda a: jnp.sum(a, 0), aux)
 
     # Forward and backward are loops of their own: nothing there can be made one.
-    kept = stack.of_chunk(policy)
+    kept = keeping.of_chunk(policy)
     return jax.checkpoint(stage, policy=kept, prevent_cse=False)
 
 

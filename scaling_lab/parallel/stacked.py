@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from scaling_lab.parallel import stack
 from scaling_lab.parallel.attention import RESIDUAL, Attend
+from scaling_lab.parallel.keeping import named
 from scaling_lab.parallel.masks import Mask
 
 Array = jax.Array
@@ -77,7 +77,7 @@ def _made(
     made = {
         id(result)
         for step in steps.eqns
-        if stack.named(residuals, step.primitive, **step.params)
+        if named(residuals, step.primitive, **step.params)
         for result in step.outvars
     }
     same: dict[int, list[int]] = {}

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from scaling_lab.parallel import stack
+from scaling_lab.parallel import keeping
 from scaling_lab.parallel.experts import routing as routes
 from scaling_lab.parallel.experts.all_to_all import all_to_all
 from scaling_lab.parallel.experts.capacity import capacity
@@ -188,7 +188,7 @@ def _used(places: Places, key: str, weight: Array) -> Array:
     if not any(apart):
         return weight
     whole: Any = _whole(weight, apart)
-    return checkpoint_name(whole, stack.GATHERED)
+    return checkpoint_name(whole, keeping.GATHERED)
 
 
 def _apart(places: Places, key: str) -> Spec:
