@@ -433,7 +433,7 @@ def test_the_fastest_keeps_two_layers_a_turn_where_they_are_faster(
 
 
 def test_groups_of_layers_have_several_a_turn_already():
-    compile_run, asked = compiler([2**30, 2**30])
+    compile_run, asked = compiler([2**30, 2**30], [2.0, 1.0])
     found = plan.plan(question(axes=("fsdp",)))
     first = found.choices[0]
     kept = dataclasses.replace(first, layout=f"{first.layout}+gather_once=2")
