@@ -77,6 +77,8 @@ FACTORS = LAYOUT | RUN
 ROUTED = tuple(models.with_experts())
 BIASED = tuple(name for name in ROUTED if hasattr(models.size(name, "toy"), "biased"))
 OF_EXPERTS = ("experts", "routing")
+#: Factors that say where arrays are and what is made again; the rest, what is computed.
+MOVING = {*LAYOUT, "model", "remat", "stack", "accumulate", "axis_type"}
 NONE, TOP = RUN["routing"][:2]
 EXACT = RUN["precision"][0]
 #: Need an axis of data.
@@ -110,15 +112,15 @@ def case_of(row):
 def held_by(row):
     """The pairs that a row holds, and its three axes.
 
-    A model without experts meets no mechanism of theirs. Where precision is low, other
-    mechanisms are not compared closely: then what it meets itself is all that counts.
+    A model without experts meets no mechanism of theirs. Where precision is low, what
+    moves arrays is not compared closely: two such mechanisms do not count as met.
     """
     said = [(factor, row[factor]) for factor in FACTORS if row.get(factor, "") != ""]
     if not agrees(row, row.get("model")):
         said = [(f, v) for f, v in said if f not in OF_EXPERTS]
     held = set(itertools.combinations(said, 2))
     if row.get("precision", EXACT) != EXACT:
-        return {pair for pair in held if "precision" in dict(pair)}
+        return {pair for pair in held if not dict(pair).keys() <= MOVING}
     axes = tuple(sorted(axes_of(row), key=AXES.index))
     return held | {axes} if len(axes) == 3 else held
 

@@ -9,6 +9,7 @@ from contracts.covering import (
     BIASED,
     EXACT,
     FACTORS,
+    MOVING,
     OVER_DATA,
     ROUTED,
     agrees,
@@ -20,7 +21,7 @@ from contracts.covering import (
 )
 
 #: Rows tried for each, and how often so many of them are looked for again.
-TRIES, ROUNDS, REPLACED = 20, 800, 4
+TRIES, ROUNDS, REPLACED = 12, 2400, 3
 ORDER = {factor: number for number, factor in enumerate(FACTORS)}
 
 
@@ -43,13 +44,13 @@ def covering(refused):
 def seconds(rows):
     """About how long rows take, and those on one device that they are held against."""
     cases = [case_of(row) for row in rows]
-    return sum(map(_seconds, cases)) + 0.3 * sum(
+    return sum(map(_seconds, cases)) + 0.45 * sum(
         map(_seconds, {case.measure() for case in cases})
     )
 
 
 def _seconds(case):
-    return 20 if case.model in BIASED else 8 if case.model in ROUTED else 4
+    return 16 if case.model in BIASED else 14 if case.model in ROUTED else 7
 
 
 class Search:
@@ -93,16 +94,19 @@ class Search:
 
     def row(self, waiting, left):
         """A row around something that waits; each value is what meets most."""
-        row = {"precision": EXACT} | begun(waiting[self.random.integers(len(waiting))])
-        rough = row["precision"] != EXACT
-        for factor in ("model", *map(str, self.random.permutation(list(FACTORS)))):
+        row = begun(waiting[self.random.integers(len(waiting))])
+        if row.keys() <= MOVING:
+            row["precision"] = EXACT
+        order = map(str, self.random.permutation(list(FACTORS)))
+        for factor in ("model", "precision", *order):
             if factor in row:
                 continue
             said = [(f, row[f]) for f in FACTORS if f in row]
             options = [v for v in FACTORS[factor] if self.goes(row, said, (factor, v))]
             if factor == "model":
                 self.random.shuffle(options)
-            counted = [each for each in said if each[0] == "precision" or not rough]
+            close = row.get("precision", EXACT) == EXACT or factor not in MOVING
+            counted = [each for each in said if close or each[0] not in MOVING]
             gains = [
                 sum(_pair((factor, value), other) in left for other in counted)
                 for value in options
