@@ -46,6 +46,7 @@ class Placement(Moves):
       remat: what the backward pass keeps, as `parallel.keeping.remat` reads it.
       unroll: layers written out instead of scanned.
       together: of scanned layers, how many in one turn of the loop.
+      barred: in a loop too, what is made again waits at a barrier for its gradient.
       microbatches: of a step, where the stages of a pipeline take them in turn.
       stack_with: ``(segments, x_BTD, per_batch) -> (x_BTD, auxes)`` instead of the
         layers, to take a model apart at its stack.
@@ -68,6 +69,7 @@ class Placement(Moves):
     remat: str = "none"
     unroll: bool = False
     together: int = 1
+    barred: bool = True
     microbatches: int = 1
     stack_with: Callable[..., tuple[Array, Any]] | None = None
     tap: apart.Tap | None = None
@@ -237,7 +239,7 @@ class Placement(Moves):
             else:
                 group = once_in if elsewhere else 1
                 turn = max(self.together, group)
-                loops = not self.unroll and stack.loops(segment, turn)
+                loops = not (self.barred or self.unroll) and stack.loops(segment, turn)
                 how = keeping.remats_of(policy, group, looped=loops)
                 inputs = (segment, x_BTD, per_batch, segment_cache)
                 x_BTD, aux, left = run(block, *inputs, remats=how)

@@ -38,8 +38,8 @@ def remat(block: Block, policy: str, *, regather: bool, looped: bool = False) ->
       regather: the backward pass gathers weights again (ZeRO-3, Rajbhandari et al.
         2020, section 5.3); else gathered ones are kept, whatever the policy.
       looped: both passes are loops of several turns. No compiler then takes what is
-        made again for what was made before, and needs no barrier against it, which
-        would keep it from gathering weights while a gradient is on its way.
+        made again for what was made before, and needs no barrier against it, at which
+        a TPU would not gather weights while a gradient is on its way.
 
     Raises:
       ValueError: unknown policy.

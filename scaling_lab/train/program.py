@@ -142,6 +142,8 @@ def _habits(platform: str) -> dict[str, Any]:
             "attend_with": splash.attend,
             "attend_kernel": mosaic.KERNEL,
             "group_with": experts.grouped,
+            # XLA gathers weights meanwhile; on a GPU it gains nothing, and may lose.
+            "barred": False,
         }
     if platform in ("gpu", "cuda"):
         return {

@@ -202,6 +202,33 @@ def test_one_layer_in_some_keeps_its_weights(
     same(Trained(config, batches), four_layers(family))
 
 
+@pytest.mark.parametrize(
+    ("layers", "changes", "barred"),
+    [
+        (4, {"stack": "scan"}, False),
+        (4, {"stack": "scan:2"}, False),
+        (4, {"stack": "scan:4"}, True),  # one turn, which no compiler leaves a loop
+        (4, {"stack": "unroll"}, True),
+        (1, {"stack": "scan"}, True),
+    ],
+)
+def test_only_layers_of_a_loop_are_made_again_without_a_barrier(
+    layers, changes, barred, tiny, batches, monkeypatch
+):
+    """Beside what was made first they would be taken for it."""
+    monkeypatch.setattr(train.program, "_habits", lambda platform: {"barred": False})
+    model, remat = tiny("llama", L=layers), "save:attention/attend"
+    config = run_of(model, "fsdp=8", remat=remat, **changes)
+    program = train.make_program(config)
+    lowered = program.step.lower(program.init(), program.put(batches[0]))
+    found = re.findall(r":(\d+) = stablehlo.optimization_barrier", lowered.as_text())
+    of_layers = [count for count in map(int, found) if count > 2]  # two: `ops.swiglu`
+    assert bool(of_layers) == barred
+    if not barred:
+        alone = Trained(run_of(model, Layout({}), remat=remat), batches)
+        same(Trained(config, batches), alone)
+
+
 # --- Logits
 
 #: A vocabulary that no other size of the program equals.
