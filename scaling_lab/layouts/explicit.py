@@ -39,6 +39,10 @@ class ExplicitPlacement(Placement):
             return self._constrain(equations.contract(equation, operands), out)
         return equations.contract(equation, operands, out_sharding=sharding)
 
+    def _rested(self, weight: Array, rests: Spec) -> Array:
+        del rests  # its type says so
+        return weight
+
     def _brought(self, weight: Array, used: Spec, reduced: Spec) -> Array:
         # Here a gradient's sharding is its weight's by type; the train step reduces it
         # to the `grads` table, so nothing is decided twice.

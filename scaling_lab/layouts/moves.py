@@ -136,12 +136,16 @@ class Moves:
             return weight
         stored = f"{name.rpartition('/')[2]}_{letters}"
         used = self.layout.spec("acts", letters, name) if used is None else used
-        # Said where it rests, or a partitioner may gather it before it is cast.
-        weight = rested(weight, self.sharding("params", letters, stored))
+        weight = self._rested(weight, self.layout.spec("params", letters, stored))
         weight = self._brought(weight, used, self.layout.spec("grads", letters, stored))
         if self.gathers({stored: weight}):
             weight = checkpoint_name(weight, keeping.GATHERED)
         return weight
+
+    def _rested(self, weight: Array, rests: Spec) -> Array:
+        """A cast weight, said to be where it rests: it is not gathered before."""
+        assert self.mesh is not None
+        return rested(weight, NamedSharding(self.mesh, partition(rests)))
 
     def _brought(self, weight: Array, used: Spec, reduced: Spec) -> Array:
         """A weight where it is used; its gradient straight to where it is reduced."""
@@ -179,7 +183,7 @@ def column_axes(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def rested(weight: Array, where: NamedSharding | None) -> Array:
+def rested(weight: Array, where: NamedSharding) -> Array:
     """The weight, said to be where it rests; of its gradient nothing is said."""
     return jax.lax.with_sharding_constraint(weight, where)
 
