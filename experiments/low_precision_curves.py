@@ -7,7 +7,7 @@ Expect:  8-bit products, 8-bit moments and parameters rounded by chance all end 
          three times float32's spread over seeds; compiled, fp8 on an H100 and int8 on a
          v5p save time (1.32 and 1.17), int8 on a v6e costs a little, and moments in 8
          bits, bfloat16 parameters or moments on the host take 5 to 6 of 20 GB off a
-         device: in 8 bits for 1 % of the step, on the host for as long again.
+         device: in 8 bits for 2 % of the step, on the host for as long again.
 
 Each mode trains the same small Llama on the same text with three seeds. On a CPU codes
 are multiplied as a chip would multiply them, so the loss is the mode's; its time is
