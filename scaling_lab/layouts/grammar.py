@@ -219,13 +219,12 @@ def _counted(text: str, word: str, value: str) -> None:
 def _with_experts(params: dict[str, Any], acts: dict[str, Any]) -> None:
     """What has dim E is divided over expert by it, and nothing else of it is.
 
-    Outside the experts their axis divides the batch, and rests weights by D. Factored
-    moments and scales of experts have E and D alone.
+    Outside the experts their axis divides the batch, and rests weights by D.
     """
     axes = params["D"]
     axes = (axes,) if isinstance(axes, str) else axes
     width = tuple(axis for axis in axes if axis != "expert")
-    for name in ("EDF", "EFD", "ED"):
+    for name in ("EDF", "EFD"):
         params[name] = {"D": width or None}
     for name in ("DE", "BTE"):
         params[name] = acts[name] = {"E": None}

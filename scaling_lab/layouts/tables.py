@@ -24,6 +24,10 @@ Spec = tuple[tuple[str, ...], ...]
 _GATHER = re.compile(r"layer|step(/([2-9]|[1-9]\d+))?")
 
 
+#: Dims of a factored moment that rests as what it is of does -> those of that.
+FACTORED = {"ED": "EDF"}
+
+
 class IllegalLayout(ValueError):
     """A layout that cannot be, with the dim, the sizes and the nearest that can."""
 
@@ -118,7 +122,8 @@ class Layout:
         """
         table = self.table(kind)
         chosen = dict(table)
-        for key in (letters.removeprefix("L"), name.replace("_L", "_")):
+        own = letters.removeprefix("L")
+        for key in (FACTORED.get(own, own), name.replace("_L", "_")):
             override = table.get(key)
             if isinstance(override, Mapping):
                 chosen |= override
