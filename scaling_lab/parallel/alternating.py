@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from scaling_lab.parallel import chunks, pipeline
+from scaling_lab.parallel import chunks, order, pipeline
 from scaling_lab.parallel.chunks import Plan
 from scaling_lab.parallel.pipeline import AXIS
 from scaling_lab.parallel.schedules import in_step
@@ -227,6 +227,7 @@ class _Loop:
             for d_Z in (held.d_ZBTD, held.d_aux_Z)
         )
         x_ZBTD = self._rows(_of_slots(held.saved_RZBTD, (tick - since_Z) % self.slots))
+        x_ZBTD = order.after(d_ZBTD, x_ZBTD)
         late = self.work.later.names if self.work.later else frozenset()
         later = {name: a for name, a in self.params.items() if name in late}
         now = {name: a for name, a in self.params.items() if name not in late}
