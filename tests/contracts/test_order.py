@@ -1,4 +1,4 @@
-"""On simulated devices no loop's collectives run beside others: see `parallel.order`."""
+"""On simulated devices no loop's collectives run beside others (`parallel.order`)."""
 
 import pytest
 
