@@ -211,6 +211,21 @@ def test_scales_rest_beside_their_blocks_where_those_divide(row, placed, tiny):
     assert (spec[1] == "tensor") == ("F@" in placed)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_first_state_is_zeros_whose_scales_nobody_looks_for(name):
+    """XLA would look for them while it compiles, and takes half a minute for 33M."""
+    first = optimizers.make(OptimizerConfig(name, moments="int8"), 10).init
+    assert "reduce_max" not in str(jax.make_jaxpr(first)(params()))
+    wide = optimizers.make(OptimizerConfig(name), 10).init(params())
+    left, right = (
+        jax.tree.leaves(first(params())),
+        jax.tree.leaves(moments._encode(wide)),
+    )
+    for one, other in zip(left, right, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("name", ["adamw", "lion"])
 def test_an_update_in_blocks_is_the_update(name):
     config = OptimizerConfig(name, moments="int8", warmup=1)
