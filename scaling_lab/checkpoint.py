@@ -63,7 +63,8 @@ class Checkpoints:
 
         Raises:
           FileNotFoundError: no checkpoint there.
-          ValueError: it was written by another config; says which fields differ.
+          ValueError: it was written by another config, and which fields differ; or by
+            a version that keeps other arrays.
         """
         step = self.latest
         if step is None:
@@ -77,10 +78,15 @@ class Checkpoints:
             abstract,
             program.shardings,
         )
-        restored = self.manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        )
-        return restored["state"]
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        try:
+            return self.manager.restore(step, args=args)["state"]
+        except ValueError as error:
+            raise ValueError(
+                f"step {step} in {self.directory} holds other arrays than this version "
+                f"of scaling_lab keeps ({str(error).partition('. ')[0]:.300}); go on "
+                "with the version that wrote it, or start anew with another --out"
+            ) from error
 
     def _agree(self, step: int) -> None:
         found = self.manager.restore(

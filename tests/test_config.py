@@ -279,6 +279,8 @@ def test_layers_in_a_turn_of_the_loop():
         validate(run_of("fsdp=8+gather_once=2", stack=stack))
     odd = run_of("fsdp=8+gather_once=2", stack="scan:3")
     refused(odd, "whole groups of +gather_once=2", kind=IllegalLayout)
+    # More layers in a turn than there are: what is advised must exist.
+    refused(run_of("fsdp=8+gather_once=2", stack="scan:99"), "layers; say scan:")
     refused(odd, "say scan, which has 2 layers in a turn, or scan:4")
 
 

@@ -57,6 +57,13 @@ def legality(layout, sizes=SIZES, shapes=SHAPES, devices=None):
         ),
         ("fsdp=8+gather_once=", "takes a number of at least 2, as +gather_once=2"),
         ("fsdp=8+gather_once=two", "takes a number of at least 2, as +gather_once=2"),
+        ("fsdp=8+gather_once=02", "takes a number of at least 2, as +gather_once=2"),
+        ("fsdp=8+gather_once=²", "takes a number of at least 2, as +gather_once=2"),
+        (
+            "fsdp=8+gather_once+gather_once=2",
+            "+gather_once is written twice; leave one of them out",
+        ),
+        ("fsdp=²", "axis fsdp needs a size of at least 1, as fsdp=2"),
     ],
 )
 def test_refused_text(text, said):

@@ -1,5 +1,6 @@
 """Moments kept in fewer bits: codes, who is narrowed, where they rest."""
 
+import dataclasses
 import math
 import re
 
@@ -211,6 +212,21 @@ def test_scales_rest_beside_their_blocks_where_those_divide(row, placed, tiny):
     assert (spec[1] == "tensor") == ("F@" in placed)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_first_state_is_zeros_whose_scales_nobody_looks_for(name):
+    """XLA would look for them while it compiles, and takes half a minute for 33M."""
+    first = optimizers.make(OptimizerConfig(name, moments="int8"), 10).init
+    assert "reduce_max" not in str(jax.make_jaxpr(first)(params()))
+    wide = optimizers.make(OptimizerConfig(name), 10).init(params())
+    left, right = (
+        jax.tree.leaves(first(params())),
+        jax.tree.leaves(moments._encode(wide)),
+    )
+    for one, other in zip(left, right, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("name", ["adamw", "lion"])
 def test_an_update_in_blocks_is_the_update(name):
     config = OptimizerConfig(name, moments="int8", warmup=1)
@@ -325,6 +341,22 @@ def test_checkpoints_keep_narrow_moments(tmp_path, tiny, batches):
     ):
         assert left.dtype == right.dtype and left.sharding == right.sharding
         np.testing.assert_array_equal(left, right)
+
+
+def test_checkpoints_of_other_arrays_say_so(tmp_path, tiny, batches):
+    """Rows once had scales without a dim of blocks."""
+    own = OptimizerConfig(moments="int8", warmup=1)
+    found = Trained(run_of(tiny("llama"), "fsdp=8", optimizer=own), batches[:1])
+    state = dataclasses.replace(
+        found.state, params=jax.tree.map(lambda a: a[None], found.state.params)
+    )
+    with Checkpoints(tmp_path, found.config) as kept:
+        kept.save(state)
+        kept.manager.wait_until_finished()
+        said = "holds other arrays than this version of scaling_lab keeps"
+        with pytest.raises(ValueError, match=said) as refused:
+            kept.restore(found.program)
+    assert str(refused.value).endswith("or start anew with another --out")
 
 
 def test_memory_counts_them():

@@ -245,16 +245,16 @@ def _check_stack(config: RunConfig) -> None:
             f"stack {config.stack} is for layouts without stages, say scan or unroll"
         )
     turn, group = int(found[1]), config.layout.once_in
+    if turn > config.model.L:
+        raise ValueError(
+            f"stack {config.stack!r}: there are L={config.model.L} layers; say "
+            f"scan:{config.model.L} or less, or unroll"
+        )
     if turn > 1 and group > 1 and turn % group:
         raise IllegalLayout(
             f"layout {config.layout.name!r}: a turn of the loop holds whole groups of "
             f"+gather_once={group}, which stack {config.stack} is not; say scan, which "
             f"has {group} layers in a turn, or scan:{-(-turn // group) * group}"
-        )
-    if int(found[1]) > config.model.L:
-        raise ValueError(
-            f"stack {config.stack!r}: there are L={config.model.L} layers; say "
-            f"scan:{config.model.L} or less, or unroll"
         )
 
 

@@ -143,7 +143,7 @@ def _sizes(axes_text: str, text: str) -> dict[str, int]:
             raise IllegalLayout(
                 f"layout {text!r}: " + unknown("axis", axis, AXES) + _EXAMPLE
             )
-        if not equals or not size.isdigit() or int(size) < 1:
+        if not equals or not size.isdecimal() or int(size) < 1:
             raise IllegalLayout(
                 f"layout {text!r}: axis {axis} needs a size of at least 1, as {axis}=2"
             )
@@ -180,6 +180,11 @@ def _composed(text: str, sizes: Mapping[str, int], modifiers: list[str]) -> Layo
             _needs(text, word, "tensor", sizes)
             acts["BTD"] = {"T": _with_axis(acts.get("T"), "tensor")}
         elif word == "gather_once":
+            if "gather" in fields:
+                raise IllegalLayout(
+                    f"layout {text!r}: +gather_once is written twice; leave one of "
+                    "them out"
+                )
             fields["gather"] = f"step/{count}" if count else "step"
         elif word in MECHANISMS:
             axis, verb, mechanism = MECHANISMS[word]
@@ -209,7 +214,7 @@ def _counted(text: str, word: str, value: str) -> None:
     if value and word not in COUNTED and not may:
         raise IllegalLayout(f"layout {text!r}: +{word} takes no value; write +{word}")
     counts = word in COUNTED or (may and value)
-    if counts and not (digits.isdigit() and int(digits) >= 2):
+    if counts and not (digits.isdecimal() and digits == str(max(2, int(digits)))):
         raise IllegalLayout(
             f"layout {text!r}: +{word} takes a number of at least 2, as +{word}=2"
             + (f", or none, as +{word}" if may else "")

@@ -63,7 +63,8 @@ def narrowed(
     pack, unpack = (_cast, _widen) if kind == "bfloat16" else (_encode, _decode)
 
     def init(params: Any) -> Any:
-        return pack(optimizer.init(params))
+        state = optimizer.init(params)
+        return _first(state) if kind == "int8" else pack(state)
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         new, wide = optimizer.update(updates, unpack(state), params)
@@ -223,6 +224,20 @@ def _encode(state: Any) -> Narrowed:
         codes.append(leaf)
         scales.append(scale)
     return Narrowed(tree.unflatten(codes), tree.unflatten(scales))
+
+
+def _first(state: Any) -> Narrowed:
+    """`_encode` of a first state: its moments are zeros, and not looked at.
+
+    XLA would find their scales while it compiles, number by number.
+    """
+    zeros = jax.tree.map(
+        lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(_encode, state)
+    )
+    codes = jax.tree.map_with_path(
+        lambda path, leaf, zero: zero if _is_moment(path) else leaf, state, zeros.codes
+    )
+    return Narrowed(codes, zeros.scales)
 
 
 def _encoded(path: Any, moment: Array) -> tuple[Array, Array]:

@@ -276,9 +276,8 @@ class _Loop:
         slot = tick % self.slots
         saved = jax.lax.dynamic_update_index_in_dim(held.saved_RZBTD, x_ZBTD, slot, 0)
         number_Z = self._clipped(tick - self.stage_Z)
-        params = {**self.params, **self.room}
         out_ZBTD, aux_Z = self.every(
-            params, self.exists_Zvl, number_Z, x_ZBTD, self.parts
+            {**self.params, **self.room}, self.exists_Zvl, number_Z, x_ZBTD, self.parts
         )
         out_ZBTD = self._rows(out_ZBTD)
         aux_Z = aux_Z + pipeline.where(~first_Z, held.aux_Z, 0)

@@ -18,8 +18,12 @@ Array = jax.Array
 
 
 def loops(segment: Segment, turn: int) -> bool:
-    """Whether layers in turns of so many are a loop: one turn alone is none."""
-    return len(jax.tree.leaves(segment.params)[0]) > turn
+    """Whether layers in turns of so many are a loop, and nothing else.
+
+    One turn alone is none, and layers that fill no turn are written out beside it.
+    """
+    depth = len(jax.tree.leaves(segment.params)[0])
+    return depth > turn and depth % turn == 0
 
 
 def scan(

@@ -210,6 +210,8 @@ def test_one_layer_in_some_keeps_its_weights(
         (4, {"stack": "scan:4"}, True),  # one turn, which no compiler leaves a loop
         (4, {"stack": "unroll"}, True),
         (1, {"stack": "scan"}, True),
+        (3, {"stack": "scan:2"}, True),  # one turn, and a layer beside it
+        (5, {"stack": "scan:2"}, True),
     ],
 )
 def test_only_layers_of_a_loop_are_made_again_without_a_barrier(
