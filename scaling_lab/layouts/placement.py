@@ -234,7 +234,7 @@ class Placement(Moves):
             inputs_alone = self.remat == "full" and not (elsewhere and once_in)
             if inputs_alone and cache is None and not self.unroll:
                 x_BTD, aux, left = stack.scan_inputs(
-                    block, segment, x_BTD, per_batch, self._rest
+                    block, segment, x_BTD, per_batch, self._rest, self.together
                 )
             else:
                 group = once_in if elsewhere else 1

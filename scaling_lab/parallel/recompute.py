@@ -27,11 +27,13 @@ class Layers(NamedTuple):
       block: ``(params, x_BTD, per_batch, cache) -> (x_BTD, aux, cache)``.
       last: the same for the last layer, with what of it is kept decided.
       rest: places a tree of stacked gradients where they rest.
+      together: layers in one turn of the loops.
     """
 
     block: Callable[..., tuple[Array, Any, Any]]
     last: Callable[..., tuple[Array, Any, Any]]
     rest: Callable[[Any], Any]
+    together: int = 1
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -75,7 +77,9 @@ def _backward(layers: Layers, residuals: Any, cotangents: tuple[Array, Any]) -> 
     zeros = layers.rest(jax.tree.map(jnp.zeros_like, stacked))
     carry = (layers.rest(_put(zeros, own, depth - 1)), x_BTD)
     steps = (jnp.arange(depth - 1), inputs_LBTD)
-    (gradients, x_BTD), _ = jax.lax.scan(body, carry, steps, reverse=True)
+    (gradients, x_BTD), _ = jax.lax.scan(
+        body, carry, steps, reverse=True, unroll=layers.together
+    )
     return gradients, x_BTD, None
 
 
@@ -89,7 +93,8 @@ def _up_to_last(layers: Layers, stacked: Any, x_BTD: Array, per_batch: Batch) ->
         out_BTD, aux = _one(layers.block, per_batch, _at(stacked, i), x_BTD)
         return out_BTD, (x_BTD, aux)
 
-    return jax.lax.scan(body, x_BTD, jnp.arange(_depth(stacked) - 1))
+    before = jnp.arange(_depth(stacked) - 1)
+    return jax.lax.scan(body, x_BTD, before, unroll=layers.together)
 
 
 def _one(

@@ -150,11 +150,15 @@ def scan_inputs(
     x_BTD: Array,
     per_batch: Batch,
     rest: Callable[[Any], Any],
+    together: int = 1,
 ):
     """`scan` that keeps the layers' inputs alone; see `recompute.scan`."""
     gathered = jax.checkpoint_policies.save_only_these_names(GATHERED)
-    layers = recompute.Layers(block, jax.checkpoint(block, policy=gathered), rest)
     stacked = per_layer(segment.params)
+    # One turn is no loop: what is made again there is taken for what was made before.
+    turns = (len(jax.tree.leaves(stacked)[0]) - 1) // together
+    last = jax.checkpoint(block, policy=gathered)
+    layers = recompute.Layers(block, last, rest, together if turns > 1 else 1)
     scanned: Any = recompute.scan(layers, stacked, x_BTD, per_batch)
     x_BTD, aux = scanned
     return x_BTD, aux, None

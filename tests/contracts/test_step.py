@@ -231,6 +231,18 @@ def test_only_layers_of_a_loop_are_made_again_without_a_barrier(
         same(Trained(config, batches), alone)
 
 
+@pytest.mark.parametrize(("stack", "turn"), [("scan", 1), ("scan:2", 2), ("scan:4", 1)])
+def test_layers_made_again_whole_stand_in_turns_too(stack, turn, tiny, batches):
+    """And never in one alone: what is made again must not be taken for the first."""
+    model = tiny("llama", L=6)
+    config = run_of(model, "fsdp=8", remat="full", stack=stack)
+    found = Trained(config, batches)
+    jaxpr = found.program.step.trace(*found.program.abstract_arguments()).jaxpr
+    loops = re.findall(r"length=5\b.*?\bunroll=(\d+)", str(jaxpr), re.DOTALL)
+    assert set(map(int, loops)) == {turn}  # forward, and back: the last is beside them
+    same(found, Trained(run_of(model, Layout({})), batches))
+
+
 # --- Logits
 
 #: A vocabulary that no other size of the program equals.
