@@ -1,4 +1,4 @@
-"""On simulated devices no loop's collectives run beside others (`parallel.order`)."""
+"""In a tick no loop's collectives run beside others, where devices are simulated."""
 
 import pytest
 
@@ -45,10 +45,9 @@ def side_by_side(text):
     [
         ("llama", "data=2,stage=2,context=2+ring+zero_bubble", {"precision": "float8"}),
         ("qwen3_moe", "stage=2,expert=2,fsdp=2+1f1b", {"precision": "int8"}),
-        ("deepseek", "expert=2,context=2,fsdp=2+ring", {}),
     ],
 )
-def test_loops_with_collectives_are_in_an_order(family, layout, fields, tiny):
+def test_loops_of_a_tick_are_in_an_order(family, layout, fields, tiny):
     model = tiny(family, L=4)
     config = run_of(model, layout, batch=16, accumulate=4, **fields)
     program = train.make_program(config)
