@@ -82,6 +82,13 @@ def test_a_map_must_be_as_long_as_the_row(tiny):
         run_of(model, Layout({}), length=64)
 
 
+def test_a_prefix_leaves_a_row_something_to_learn(tiny):
+    model = models.seeing(tiny("llama"), Sight(prefix=33))
+    with pytest.raises(ValueError, match="no target in length=32; use prefix=32 or"):
+        run_of(model, Layout({}), length=32)
+    run_of(models.seeing(tiny("llama"), Sight(prefix=32)), Layout({}), length=32)
+
+
 def test_a_config_keeps_what_it_sees_through_json():
     config = configure(mask="window=8,global=2")
     again = RunConfig.from_json(json.loads(json.dumps(config.to_json())))
