@@ -221,6 +221,8 @@ def test_a_dry_run_says_which_runs_cannot_be(call):
     assert code == 1 and out.count("illegal: ") == 2
     assert "L=4 layers do not divide" in out
     assert "+capacity says how tokens reach experts, and llama has none" in out
+    code, out, _ = call("sweep --remat save:ffn/gat --steps 2 --dry-run")
+    assert code == 1 and "illegal: unknown verb" in out
 
 
 @pytest.fixture
@@ -299,6 +301,7 @@ def test_an_experiment_takes_two_options_and_tells_them(monkeypatch, capsys, tmp
 WRONG = [
     ("explain --family lama", "unknown family 'lama'; did you mean llama"),
     ("explain --size 8bb", "unknown size of llama '8bb'; did you mean 8b"),
+    ("predict --remat save:ffn/gat", "did you mean ffn/gate"),
     ("explain --layout fdsp", "unknown layout 'fdsp'; did you mean fsdp"),
     ("explain --layout fsdp=4,tensr=2", "did you mean tensor"),
     ("explain --layout fsdp=4,tensor=2+sequense", "did you mean sequence"),

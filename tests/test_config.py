@@ -180,6 +180,12 @@ def test_derived_numbers():
         ({"length": -1}, "length=-1: must be at least 1"),
         ({"steps": 0}, "steps=0: must be at least 1"),
         ({"accumulate": 0}, "accumulate=0: must be at least 1"),
+        ({"seed": -1}, "seed=-1: must be a number of at least 0"),
+        ({"z_loss": float("nan")}, "z_loss=nan: must be a number of at least 0"),
+        (
+            {"optimizer": OptimizerConfig(learning_rate=float("inf"))},
+            "learning_rate=inf: must be a number above 0",
+        ),
         ({"precision": "bf16"}, "unknown precision 'bf16'; did you mean bfloat16"),
         ({"stack": "scann"}, "unknown stack 'scann'; did you mean scan"),
         ({"axis_type": "Auto"}, "unknown axis_type 'Auto'; did you mean auto"),

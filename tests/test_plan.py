@@ -66,6 +66,12 @@ def test_a_batch_that_is_no_number(text):
         sequences(text, 8192)
 
 
+def test_a_batch_that_nobody_counts():
+    for text in ("1e300", "1e400"):
+        with pytest.raises(ValueError, match="at most"):
+            sequences(text, 8192)
+
+
 def test_a_batch_of_less_than_a_sequence():
     with pytest.raises(ValueError, match="--batch-tokens 8192"):
         sequences(1000, 8192)
@@ -847,6 +853,23 @@ def test_a_familys_fields(tmp_path):
     assert plan.read(path).layers == 2
 
 
+def test_a_familys_fields_are_those_of_a_record(tmp_path):
+    path = tmp_path / "mine.json"
+    fields = {"routing": {"top_k": 1}, "mask": {"window": 4096, "every": 4}}
+    path.write_text(json.dumps({"family": "mixtral", "size": "8x7b", **fields}))
+    assert plan.read(path).top_k == 1 and plan.read(path).window_share == 0.75
+
+
+def test_a_model_that_cannot_see_or_route_so_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no target in length=8192"):
+        plan.ask(mask="prefix=9000", length=8192)
+    path = tmp_path / "mine.json"
+    fields = {"family": "mixtral", "size": "8x7b", "routing": {"top_k": 9}}
+    path.write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match="use 1 to 8"):
+        plan.ask(model=path)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -861,6 +884,10 @@ def test_a_familys_fields(tmp_path):
         ('{"family": "llama", "size": "8b", "L": "3"}', "L='3' must be a whole number"),
         ('{"family": "llama", "size": "8b", "L": -1}', "L=-1 must be a whole number"),
         ('{"family": "llama", "size": "8b", "K": 5}', "N=32 does not divide into 5"),
+        ('{"family": "llama", "size": "8b", "tied": "yes"}', "tied='yes' must be true"),
+        ('{"family": "llama", "size": "8b", "rope_base": "a"}', "must be a number"),
+        ('{"family": "llama", "size": "8b", "mask": "top=4"}', "hold its fields"),
+        ('{"family": "llama", "size": "8b", "mask": {"windw": 3}}', "mean window"),
         (json.dumps(LLAMA | {"hidden_size": "4096"}), "hidden_size='4096' must be"),
         (json.dumps(LLAMA | {"num_hidden_layers": 0}), "num_hidden_layers=0 must be"),
         (json.dumps(LLAMA | {"hidden_size": 4100}), "hidden_size=4100 does not divide"),

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from scaling_lab import cost, layouts
+from scaling_lab import cost, layouts, models
 from scaling_lab.compile import describe, implied, unasked
 from scaling_lab.config import RunConfig
 from scaling_lab.layouts import grammar
@@ -175,6 +175,23 @@ def test_on_explicit_axes_weights_are_gathered_once(tiny):
     layout = layouts.parse("fsdp=8+gather_once")
     column = column_of(config_of(tiny, layout, remat="full", axis_type="explicit"))
     assert column["unasked"] == []
+
+
+def test_places_of_a_divided_row_are_filled_and_gathered(tiny):
+    """Each holder of positions fills its part of the places, and has all back."""
+    layout = layouts.parse("context=4,fsdp=2+capacity")
+    config = config_of(tiny, layout, "mixtral", stack="scan")
+    model = models.routed(config.model, "top=2,capacity=2")
+    config = dataclasses.replace(config, model=model)
+    rows = column_of(config)["collectives"]
+    said = cost.explain(config).collectives()
+    for kind in ("all-gather", "reduce-scatter"):
+        of_kind = [
+            sum(row["bytes"] for row in some if (row["kind"], *row["axes"]) == wanted)
+            for some in (rows, said)
+            for wanted in [(kind, "context")]
+        ]
+        assert of_kind[0] == pytest.approx(of_kind[1], rel=0.02), kind
 
 
 def test_a_verb_that_gathers_its_batch_is_found(tiny):

@@ -13,6 +13,7 @@ from scaling_lab import cost, models
 from scaling_lab.config import RunConfig, configure
 from scaling_lab.layouts import Layout, Placement
 from scaling_lab.models import ops
+from scaling_lab.models.shape import sizes
 from scaling_lab.parallel.masks import Blocks
 from scaling_lab.parallel.sight import Sight
 
@@ -82,6 +83,13 @@ def test_a_map_must_be_as_long_as_the_row(tiny):
         run_of(model, Layout({}), length=64)
 
 
+def test_a_prefix_leaves_a_row_something_to_learn(tiny):
+    model = models.seeing(tiny("llama"), Sight(prefix=33))
+    with pytest.raises(ValueError, match="no target in length=32; use prefix=32 or"):
+        run_of(model, Layout({}), length=32)
+    run_of(models.seeing(tiny("llama"), Sight(prefix=32)), Layout({}), length=32)
+
+
 def test_a_config_keeps_what_it_sees_through_json():
     config = configure(mask="window=8,global=2")
     again = RunConfig.from_json(json.loads(json.dumps(config.to_json())))
@@ -123,6 +131,15 @@ def test_a_narrow_sight_is_predicted_to_be_quicker(call):
         _, out, _ = call(f"{asked} --batch 64 --length 65536 --json")
         seconds.append(json.loads(out)["step_seconds"])
     assert seconds[0] > 1.5 * seconds[1] > 1.5 * seconds[2]
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_layers_that_see_all_keep_their_experts(family):
+    """Runs of like layers are no kind of their own to a prediction."""
+    runs = models.seeing(models.size(family, "toy"), Sight(window=8, every=2))
+    alike = models.seeing(models.size(family, "toy"), Sight(window=8))
+    found = dict(sizes(runs)) | {"window_share": 1.0}
+    assert found == sizes(alike)
 
 
 # --- Models that see so

@@ -125,6 +125,39 @@ def test_a_tpus_program_multiplies_rows_and_no_more(place):
     assert products_on_a_tpu(experts.grouped, place) == pytest.approx(9, rel=0.01)
 
 
+def of_stages(stages):
+    """Shapes of a stack of small experts, one for each stage, and their gradients."""
+    small = {"gate_EDF": (4, 128, 256), "up_EDF": (4, 128, 256)}
+    shapes = {(512, 128): jnp.bfloat16, (4,): jnp.int32}
+    rows_CD, size_E, *arrays = (
+        jax.ShapeDtypeStruct((stages, *shape), kind)
+        for shape, kind in [
+            *shapes.items(),
+            *((shape, jnp.bfloat16) for shape in (*small.values(), (4, 256, 128))),
+        ]
+    )
+    weights = dict(zip((*small, "down_EFD"), arrays, strict=True))
+    _, total = groups(512, 512, 4)
+    value = jax.value_and_grad(functools.partial(total, experts.grouped), (0, 2))
+    return jax.vmap(value), (rows_CD, size_E, weights)
+
+
+def test_stages_products_of_rows_stand_alone():
+    """A TPU's compiler has none of a stack of them."""
+    value, arrays = of_stages(2)
+    found = str(jax.make_jaxpr(value)(*arrays))
+    dims = re.findall(r"dot_dimension_numbers=\(+(.*)", found)
+    assert found.count("ragged_dot_general") == 2 * 6
+    assert all("(), ()" in said for said in dims)
+
+
+@pytest.mark.tpu
+def test_a_tpu_multiplies_rows_of_stages():
+    value, arrays = of_stages(1)
+    found = lab.compile_step(jax.jit(value), arrays, None, "tpu-v5e:1x1")
+    assert found.status == "ok", found.reason
+
+
 @pytest.mark.tpu
 def test_the_tpus_own_gradient_of_weights_multiplies_by_every_expert():
     """Where that has changed, `megablox` has had its day."""

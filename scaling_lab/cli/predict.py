@@ -99,12 +99,13 @@ def _summary(done: Any, out: Path, say: Console) -> None:
 
 
 def _one(asked: dict[str, Any], eff: Any, as_json: bool) -> int:
-    from scaling_lab.config import configure, validate
+    from scaling_lab.config import configure
     from scaling_lab.cost.predict import predict as price
     from scaling_lab.cost.runs import points_of
+    from scaling_lab.sweep.run import check_legal
 
     config = configure(**asked, devices=local_devices(asked["target"]))
-    validate(config)
+    check_legal(config)
     found = price(points_of([config]), eff)
     chip = config.parsed_target().chip
     limit = chip.device_hbm_bytes if chip is not None else None

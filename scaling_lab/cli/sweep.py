@@ -116,13 +116,13 @@ def run_configs(
 
 def _foretold(configs: list[Any], say: Console) -> int:
     """Names the runs, and of those that cannot be says why; 1 if there are any."""
-    from scaling_lab.config import validate
+    from scaling_lab.sweep.run import check_legal
 
     failed = 0
     for config in configs:
         say.print(f"  {_label(config)}", soft_wrap=True)
         try:
-            validate(config)
+            check_legal(config)
         except ValueError as error:
             failed = 1
             say.print(f"    illegal: {error}", soft_wrap=True, markup=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -198,13 +198,20 @@ def _initial(model: Any, parameters: str, base: Any, key: jax.Array) -> dict[str
 
 def _model(family: Any, data: dict[str, Any]) -> Any:
     """A family's config from plain JSON."""
-    if isinstance(data.get("rope_scaling"), Mapping):
-        data["rope_scaling"] = RopeScaling(**data["rope_scaling"])
-    if isinstance(data.get("routing"), Mapping):
-        data["routing"] = _build(Routing, data["routing"])
-    if isinstance(data.get("mask"), Mapping):
-        data["mask"] = Sight.from_json(data["mask"])
-    return _build(family.Config, data)
+    return _build(family.Config, nested(data))
+
+
+def nested(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a family's `Config`, those made that in JSON are fields themselves.
+
+    Raises:
+      ValueError: an unknown field of one, with the nearest that are known.
+    """
+    found = dict(data)
+    for name, make in NESTED.items():
+        if isinstance(found.get(name), Mapping):
+            found[name] = make(found[name])
+    return found
 
 
 def _non_default(value: Any) -> dict[str, Any]:
@@ -226,3 +233,11 @@ def _build(cls: Any, fields: Mapping[str, Any]) -> Any:
     for name in fields:
         one_of(f"field of {cls.__name__}", name, known)
     return cls(**fields)
+
+
+#: Field of a family's `Config` -> what makes it of its own fields.
+NESTED: dict[str, Callable[[Any], Any]] = {
+    "rope_scaling": functools.partial(_build, RopeScaling),
+    "routing": functools.partial(_build, Routing),
+    "mask": Sight.from_json,
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -115,12 +116,13 @@ def _check_ranges(config: RunConfig) -> None:
     rest = {f: getattr(config, f) for f in ("seed", "evaluate_batches", "z_loss")}
     rest |= {f: getattr(optimizer, f) for f in ("warmup", "weight_decay", "final")}
     for name, value in rest.items():
-        if value < 0:
-            raise ValueError(f"{name}={value}: must not be negative")
-    for name in ("learning_rate", "clip"):
-        value = getattr(optimizer, name)
-        if value is not None and not value > 0:
-            raise ValueError(f"{name}={value}: must be above 0")
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name}={value}: must be a number of at least 0")
+    rate, clip = optimizer.learning_rate, optimizer.clip
+    if not 0 < rate < math.inf:
+        raise ValueError(f"learning_rate={rate}: must be a number above 0")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip={clip}: must be above 0")
 
 
 def _check_precision(config: RunConfig) -> None:

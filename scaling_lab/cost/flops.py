@@ -3,7 +3,8 @@
 Numbers of different conventions do not compare: at 128k positions full and causal
 attention differ by 1.55×. The conventions:
 
-* ``6N``: six per parameter (Kaplan et al. 2020, section 2.1).
+* ``6N``: six per parameter (Kaplan et al. 2020, section 2.1), of experts those that a
+  token meets.
 * ``palm_full_attention``: 6N plus 12·L·N·H·T for attention to every position, masked or
   not (PaLM, Chowdhery et al. 2022, appendix B; MaxText before July 2025).
 * ``causal_half_attention``: 6N plus 6·L·N·H·T, half of it (MaxText since).
@@ -17,6 +18,7 @@ from __future__ import annotations
 from scaling_lab import dims
 from scaling_lab.config import RunConfig
 from scaling_lab.cost.ledger import Entry, record
+from scaling_lab.models.shape import sizes
 from scaling_lab.parallel import policies
 
 
@@ -32,7 +34,8 @@ def multiplied_parameters(config: RunConfig) -> int:
 
 def per_token(config: RunConfig) -> dict[str, float]:
     """FLOPs per token of a step, forward and backward, by convention."""
-    every, multiplied = parameters(config), multiplied_parameters(config)
+    every = sizes(config.model)["active_params"]
+    multiplied = multiplied_parameters(config)
     full, seen = (3 * _attention(config, full=whole) for whole in (True, False))
     return {
         "6N": 6.0 * every,

@@ -48,10 +48,28 @@ def of_experts(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Impl
             config.model.routing.capacity if bound == "capacity" else 1
         )
         yield Implied("all-to-all", axes, round(2 * tokens * rows), f"rows {way}")
+    if bound == "capacity":
+        yield from _places(config, layout, tokens, way)
     inner = layout.spec("acts", "F")[0]
     if inner and returns:
         yield Implied("all-reduce", inner, tokens, "partial sums over F")
         yield Implied("all-reduce", inner, tokens, "gradient of BTD")
+
+
+def _places(
+    config: RunConfig, layout: Layout, tokens: int, way: str
+) -> Iterator[Implied]:
+    """Places of a divided row: each device fills what it has tokens for, holds a part.
+
+    Args:
+      tokens: bytes of one device's.
+    """
+    length = layout.spec("acts", "BT")[1]
+    if length:
+        routing = config.model.routing
+        rows = tokens * layout.over((length,)) * routing.capacity * routing.top_k
+        for kind in ("reduce-scatter", "all-gather"):  # one of them is the gradient's
+            yield Implied(kind, length, round(rows), f"places {way}")
 
 
 def shared_heads(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Implied]:

@@ -37,7 +37,7 @@ def sizes(config: Any) -> Mapping[str, Any]:
     experts = config.E if routed else 0
     idle = sum(leaf.size - leaf.size * top_k // experts for leaf in routed.values())
     layers = config.L
-    sparse = max((leaf.shape[0] for leaf in routed.values()), default=0)
+    sparse = layers - _dense(made, routed) if routed else 0
     latent = getattr(config, "R", None) is not None
     head = (config.H + config.P + config.U) // 2 if latent else config.H
     sight = models.sight(config)
@@ -68,6 +68,18 @@ def sizes(config: Any) -> Mapping[str, Any]:
 def _of_experts(name: str) -> bool:
     letters = dims.letters(name).removeprefix("L")
     return letters.startswith("E") and len(letters) > 1
+
+
+def _dense(made: Mapping[str, Any], routed: Mapping[str, Any]) -> int:
+    """Layers of the stacks that have no experts; of like layers there may be several
+    (`models.runs`), and a second head's layer is none of them."""
+    depths = {
+        path.partition("/")[0]: leaf.shape[0]
+        for path, leaf in made.items()
+        if dims.letters(path.rpartition("/")[2]).startswith("L")
+    }
+    stacks = {path.partition("/")[0] for path in routed}
+    return sum(depth for stack, depth in depths.items() if stack not in stacks)
 
 
 def _attention(made: Mapping[str, Any]) -> int:

@@ -159,9 +159,14 @@ class Sight:
         """Raises unless it says what every position of a row sees.
 
         Raises:
-          ValueError: a map of blocks that ends before the row does, or blocks to
-            choose from into which it does not divide.
+          ValueError: a map of blocks that ends before the row does, blocks to choose
+            from into which it does not divide, or a prefix that is longer.
         """
+        if self.prefix is not None and self.prefix > length:
+            raise ValueError(
+                f"mask prefix={self.prefix} is no target itself, so there is no target "
+                f"in length={length}; use prefix={length} or less"
+            )
         if self.top is not None and length % self.block:
             near = max(self.block, length // self.block * self.block)
             raise ValueError(

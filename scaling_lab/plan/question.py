@@ -6,6 +6,7 @@ import dataclasses
 import re
 from typing import Any
 
+from scaling_lab import models
 from scaling_lab.dims import AXES
 from scaling_lab.hardware import Target
 from scaling_lab.names import one_of
@@ -13,6 +14,8 @@ from scaling_lab.plan.huggingface import Shape
 
 #: What a letter after a number of tokens means.
 SUFFIXES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+#: Of tokens, so many are still told apart.
+MOST = 2**53
 #: Share of what a program can have of a device's memory that a plan may fill: the rest
 #: is fragmentation and what no formula knows. A compiled verdict replaces it.
 USABLE = 0.95
@@ -56,6 +59,13 @@ class Question:
                 f"length={self.length} is more than the {longest} positions of "
                 f"{self.shape.name}; use --length {longest} or less"
             )
+        config = self.shape.config
+        if config is not None:
+            sight = models.sight(config)
+            sight.check()
+            sight.check_length(self.length)
+        if (routing := getattr(config, "routing", None)) is not None:
+            routing.check(self.shape.n_experts)
 
     @property
     def tokens(self) -> int:
@@ -107,7 +117,7 @@ def tokens(text: str | int) -> float:
     """A number of tokens: ``4M`` is four times 2^20.
 
     Raises:
-      ValueError: not a number with K, M, G, T or nothing.
+      ValueError: not a number with K, M, G, T or nothing, or more than `MOST`.
     """
     plain = re.sub(r"(?<=\d)[,_](?=\d)", "", str(text).strip().upper())
     match = re.fullmatch(r"(\d+(?:\.\d+)?(?:E\d{1,3})?)([KMGT]?)", plain)
@@ -116,4 +126,7 @@ def tokens(text: str | int) -> float:
             f"{text!r} tokens: write a number, or one with K, M, G or T, as 4M "
             "(M is 2^20)"
         )
-    return float(match[1]) * SUFFIXES[match[2]]
+    count = float(match[1]) * SUFFIXES[match[2]]
+    if count > MOST:
+        raise ValueError(f"{text!r} tokens: at most {MOST >> 40}T are counted")
+    return count

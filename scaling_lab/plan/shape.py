@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling_lab import models
+from scaling_lab.config.run import NESTED, nested
 from scaling_lab.dims import ALPHABET
 from scaling_lab.models.shape import sizes
 from scaling_lab.names import one_of
@@ -107,9 +108,10 @@ def _family(data: dict[str, Any]) -> Shape:
     known = [field.name for field in dataclasses.fields(module.Config)]
     for name in fields:
         one_of(f"field of {data['family']}", name, known)
-    for name, value in fields.items():
-        if name in ALPHABET:
-            whole(name, value)
+    for field in dataclasses.fields(module.Config):
+        if field.name in fields:
+            _of_kind(field, fields[field.name])
+    fields = nested(fields)
     needed = [
         field.name
         for field in dataclasses.fields(module.Config)
@@ -126,3 +128,21 @@ def _family(data: dict[str, Any]) -> Shape:
         made = module.Config(**fields)
     huggingface.even("N", made.N, made.K)
     return of_config(made)
+
+
+def _of_kind(field: dataclasses.Field[Any], value: Any) -> None:
+    """Raises unless a value from JSON is of a field's kind."""
+    name, usual = field.name, field.default
+    if value is None and usual is None:
+        return
+    if name in NESTED:
+        if not isinstance(value, dict):
+            raise ValueError(f"{name}={value!r} must hold its fields, as {{...}}")
+    elif isinstance(usual, bool):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}={value!r} must be true or false")
+    elif isinstance(usual, float):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{name}={value!r} must be a number")
+    else:
+        whole(name, value, least=int(name in ALPHABET))

@@ -32,6 +32,7 @@ from scaling_lab.train.step import (
     TrainState,
     leaf_name,
     make_train_step,
+    microbatches,
     token_loss,
 )
 
@@ -248,9 +249,16 @@ def _rests(
 
 
 def _evaluate(config: RunConfig, place: Placement, params: Any, batch: Metrics):
+    """The loss of a batch, by microbatches as a step takes them: what fits there fits
+    here, and experts choose among as many tokens."""
     batch = models.sight(config.model).counted(batch)
-    token = token_loss(config, place, params, batch)
-    return {
-        "nats": jnp.sum(token.nll_BT),
-        "tokens": jnp.sum(batch["targets_BT"] >= 0),
-    }
+
+    def nats(part: Metrics) -> Array:
+        return jnp.sum(token_loss(config, place, params, part).nll_BT)
+
+    if config.accumulate == 1 or layouts.stages_of(place.layout) > 1:
+        total = nats(batch)
+    else:
+        parts = microbatches(config, batch, place)
+        total = jnp.sum(jax.lax.map(nats, parts))
+    return {"nats": total, "tokens": jnp.sum(batch["targets_BT"] >= 0)}

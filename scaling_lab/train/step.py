@@ -137,7 +137,7 @@ def _gradients(config: RunConfig, place: Placement, state: TrainState, batch: Me
     compute = jax.value_and_grad(functools.partial(_loss, config, place), has_aux=True)
 
     if alternates(place.layout):
-        parts_M = _microbatches(config, batch, place)
+        parts_M = microbatches(config, batch, place)
 
         def loss(place: Placement, params: Any, part: Metrics):
             return _loss(config, place, params, part, total)
@@ -158,7 +158,7 @@ def _gradients(config: RunConfig, place: Placement, state: TrainState, batch: Me
         gradients = optimizers.summed(carry[0], gradients, key)
         return (gradients, jax.tree.map(jnp.add, carry[1], metrics)), None
 
-    parts = _microbatches(config, batch, place)
+    parts = microbatches(config, batch, place)
     first = jax.tree.map(lambda array_MBT: array_MBT[0], parts)
     (_, metrics), _ = jax.eval_shape(compute, params, first, total)
     zeros = (
@@ -170,7 +170,7 @@ def _gradients(config: RunConfig, place: Placement, state: TrainState, batch: Me
     return gradients, metrics
 
 
-def _microbatches(
+def microbatches(
     config: RunConfig, batch: Metrics, place: Placement
 ) -> dict[str, Array]:
     """The batch as M microbatches of every M-th sequence.

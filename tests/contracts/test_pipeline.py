@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from contracts.training import Trained, of_text, run_of, same
-from scaling_lab import cost, dims, train
+from scaling_lab import cost, dims, models, train
 from scaling_lab.compile import describe
 from scaling_lab.cost import traffic
 from scaling_lab.layouts import IllegalLayout, Layout, Placement, make_mesh
@@ -96,6 +96,29 @@ def test_evaluation_goes_through_the_stages(tiny, sixteen):
         params = program.init().params
         nats.append(program.evaluate(params, program.put(sixteen[0]))["nats"])
     np.testing.assert_allclose(nats[0], nats[1], 1e-5)
+
+
+def test_evaluation_is_of_microbatches_too(tiny, sixteen):
+    """Experts choose among a microbatch's tokens, under every layout."""
+    model = models.routed(tiny("mixtral"), "choice=expert,top=1")
+    nats = []
+    for layout in (Layout({}), "stage=2,fsdp=4"):
+        program = train.make_program(run_of(model, layout, batch=16, accumulate=4))
+        # As far from uniform as a trained model's.
+        params = jax.tree.map(lambda a: 4 * a, program.init().params)
+        nats.append(program.evaluate(params, program.put(sixteen[0]))["nats"])
+    np.testing.assert_allclose(nats[0], nats[1], 1e-5)
+
+
+def test_evaluation_needs_no_more_than_a_microbatch(tiny):
+    model, needed = tiny("llama", L=4), []
+    for parts in (1, 8):
+        config = run_of(model, "fsdp=8", batch=64, accumulate=parts, length=128)
+        program = train.make_program(config)
+        state, batch = program.abstract_arguments()
+        compiled = program.evaluate.lower(state.params, batch).compile()
+        needed.append(compiled.memory_analysis().temp_size_in_bytes)
+    assert needed[0] > 2 * needed[1]
 
 
 def test_alternating_stages_hold_fewer_microbatches(tiny, packed):
