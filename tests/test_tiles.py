@@ -48,6 +48,11 @@ def test_one_expert_hot_and_the_others_empty():
         assert np.all(weight[empty] == 0.0) and np.any(weight[3] != 0.0)
 
 
+def test_in_float32_a_tpus_products_are_the_oracle():
+    found = trained("expert=4,fsdp=2", None, TOKENS, group_with=ON_A_TPU)
+    close(found, trained(None, "dense", TOKENS))
+
+
 @pytest.mark.parametrize("group_with", [INTERPRETED, ON_A_TPU])
 @pytest.mark.parametrize("hot", [(), (3, 5)])
 def test_bfloat16_is_within_two_percent(group_with, hot):
@@ -125,35 +130,37 @@ def test_a_tpus_program_multiplies_rows_and_no_more(place):
     assert products_on_a_tpu(experts.grouped, place) == pytest.approx(9, rel=0.01)
 
 
-def of_stages(stages):
+def of_stages(stages, kind):
     """Shapes of a stack of small experts, one for each stage, and their gradients."""
-    small = {"gate_EDF": (4, 128, 256), "up_EDF": (4, 128, 256)}
-    shapes = {(512, 128): jnp.bfloat16, (4,): jnp.int32}
-    rows_CD, size_E, *arrays = (
-        jax.ShapeDtypeStruct((stages, *shape), kind)
-        for shape, kind in [
-            *shapes.items(),
-            *((shape, jnp.bfloat16) for shape in (*small.values(), (4, 256, 128))),
-        ]
-    )
-    weights = dict(zip((*small, "down_EFD"), arrays, strict=True))
+
+    def stacked(*shape, kind=kind):
+        return jax.ShapeDtypeStruct((stages, *shape), kind)
+
+    weights = {
+        "gate_EDF": stacked(4, 128, 256),
+        "up_EDF": stacked(4, 128, 256),
+        "down_EFD": stacked(4, 256, 128),
+    }
+    arrays = (stacked(512, 128), stacked(4, kind=jnp.int32), weights)
     _, total = groups(512, 512, 4)
     value = jax.value_and_grad(functools.partial(total, experts.grouped), (0, 2))
-    return jax.vmap(value), (rows_CD, size_E, weights)
+    return jax.vmap(value), arrays
 
 
-def test_stages_products_of_rows_stand_alone():
+@pytest.mark.parametrize(("kind", "products"), [(jnp.bfloat16, 6), (jnp.float32, 9)])
+def test_stages_products_of_rows_stand_alone(kind, products):
     """A TPU's compiler has none of a stack of them."""
-    value, arrays = of_stages(2)
+    value, arrays = of_stages(2, kind)
     found = str(jax.make_jaxpr(value)(*arrays))
     dims = re.findall(r"dot_dimension_numbers=\(+(.*)", found)
-    assert found.count("ragged_dot_general") == 2 * 6
+    assert found.count("ragged_dot_general") == 2 * products
     assert all("(), ()" in said for said in dims)
 
 
 @pytest.mark.tpu
-def test_a_tpu_multiplies_rows_of_stages():
-    value, arrays = of_stages(1)
+@pytest.mark.parametrize("kind", [jnp.bfloat16, jnp.float32])
+def test_a_tpu_multiplies_rows_of_stages(kind):
+    value, arrays = of_stages(1, kind)
     found = lab.compile_step(jax.jit(value), arrays, None, "tpu-v5e:1x1")
     assert found.status == "ok", found.reason
 

@@ -3,8 +3,8 @@
 XLA makes of `jax.lax.ragged_dot` there a kernel that goes over each expert's rows, but
 of its weights' gradient one product of all rows for every expert (libtpu 0.0.42): as
 many times the work as a device has experts. That gradient is MegaBlox's kernel here
-(MegaBlocks, Gale et al. 2022, section 5.1, as JAX has it for TPUs). `interpret` runs it
-without one.
+(MegaBlocks, Gale et al. 2022, section 5.1, as JAX has it for TPUs); in float32 it stays
+the compiler's. `interpret` runs it without one.
 """
 
 from __future__ import annotations
@@ -36,9 +36,7 @@ def grouped(
     *,
     interpret: bool = False,
 ) -> Array:
-    """`Grouped` in 16 bits with float32 sums; `ragged` in float32."""
-    if groups.rows_CD.dtype == jnp.float32:
-        return ragged(expert, groups, weights, name)
+    """`Grouped`, in 16 bits with float32 sums."""
     # The kernels go over the rows that come; this is how `compile` knows how many.
     told = f"rows_{groups.mean}_of_{groups.rows_CD.shape[0]}"
 
@@ -89,6 +87,11 @@ _product.defvjp(_forward, _backward)
 
 def _of_weights(interpret: bool, x_CD: Array, d_CF: Array, size_E: Array) -> Array:
     """Each expert's sum of its rows' outer products, in the rows' dtype."""
+    if x_CD.dtype == jnp.float32:
+        shape = (*size_E.shape, x_CD.shape[1], d_CF.shape[1])
+        linear = functools.partial(by_groups, x_CD, size_E=size_E)
+        (dw_EDF,) = jax.linear_transpose(linear, jnp.zeros(shape))(d_CF)
+        return dw_EDF
     # Experimental in JAX, and of no use without a TPU.
     from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
