@@ -149,7 +149,7 @@ def _check_precision(config: RunConfig) -> None:
         )
         raise ValueError(
             f"precision {precision}: {chip.name} {why}; it has "
-            f"{', '.join([*faster, 'bfloat16'])}"
+            f"{', '.join([*faster, 'bfloat16' if 'bfloat16' in peaks else 'float32'])}"
         )
 
 

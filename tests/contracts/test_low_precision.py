@@ -229,6 +229,7 @@ _MLIR = {"s8": "i8", "f8e4m3fn": "f8E4M3FN"}
     [
         ("tpu-v5p:2x2x2", "fp8", "no faster than 16 bits .459 TFLOP/s.; it has int8"),
         ("a100:1x8", "fp8", "a100 has no unit for it; it has int8, bfloat16"),
+        ("v100:1x8", "fp8", "v100 has no unit for it; it has float32"),
         ("tpu-v4:2x2x1", "int8", "no faster than 16 bits .275 .*; it has bfloat16"),
         ("tpu-7x:2x2x1", "int8", "has no unit for it; it has float8, bfloat16"),
         ("h100:1x8", "int4", "unknown precision 'int4'; did you mean int8"),
