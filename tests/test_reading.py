@@ -194,6 +194,27 @@ def test_places_of_a_divided_row_are_filled_and_gathered(tiny):
         assert of_kind[0] == pytest.approx(of_kind[1], rel=0.02), kind
 
 
+@pytest.mark.parametrize(
+    ("layout", "kind", "axis", "padded"),
+    [
+        # A CPU sends as many rows to each as could go to one.
+        ("stage=2,expert=2,fsdp=2", "all-to-all", "expert", 2),
+        ("stage=2,context=2,fsdp=2", "all-gather", "context", 1),
+        ("stage=2,context=2,fsdp=2+ring", "collective-permute", "context", 1),
+    ],
+)
+def test_stages_move_what_is_theirs_at_every_tick(layout, kind, axis, padded, tiny):
+    config = config_of(tiny, layouts.parse(layout), "mixtral", accumulate=4)
+    told = [
+        sum(row["bytes"] for row in some if (row["kind"], *row["axes"]) == (kind, axis))
+        for some in (
+            column_of(config)["collectives"],
+            cost.explain(config).collectives(),
+        )
+    ]
+    assert told[0] == pytest.approx(padded * told[1], rel=0.05)
+
+
 def test_a_verb_that_gathers_its_batch_is_found(tiny):
     """ffn/gate is computed for the whole batch on every device: nobody asked."""
     asked = config_of(tiny, named("fsdp"))

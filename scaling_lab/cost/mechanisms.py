@@ -33,7 +33,8 @@ def of_experts(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Impl
     if not (leaves or returns):
         return
     itemsize = jnp.dtype(config.arithmetic).itemsize
-    tokens = entry.elements("BTD") * itemsize * entry.times * config.accumulate
+    tokens = entry.elements("BTD") * itemsize * entry.times
+    tokens = round(tokens * times(config, layout, entry.times > 1))
     tokens //= layout.over(layout.spec("acts", "BT"))
     bound = routed.mechanism(layout)
     axes = layout.spec("acts", "E")[0]
@@ -94,7 +95,8 @@ def divided_keys(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Im
         yield from _exchanged(config, layout, entry)
         return
     heads = layout.spec("acts", "BSKH", entry.name)[2]
-    numbers = 2 * entry.elements("BSKH") * entry.times * config.accumulate
+    numbers = 2 * entry.elements("BSKH") * entry.times
+    numbers = round(numbers * times(config, layout, entry.times > 1))
     numbers //= layout.over((batch, heads))
     itemsize = jnp.dtype(config.arithmetic).itemsize
     if layout.mechanism("attend", "gather") == "gather":
