@@ -45,7 +45,7 @@ def test_what_comes_from_the_host_is_updated_as_ever(
 
 
 def test_a_step_that_is_not_sound_leaves_it_as_it_was(tiny, batches):
-    own = OptimizerConfig(learning_rate=float("inf"), warmup=1)
+    own = OptimizerConfig(learning_rate=3e38, weight_decay=3e38, warmup=1)
     config = run_of(tiny("llama"), "fsdp=8+offload_optimizer", optimizer=own)
     found = Trained(config, batches)
     assert not jax.numpy.isfinite(found.metrics[-1]["loss"])
