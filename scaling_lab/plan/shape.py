@@ -131,8 +131,7 @@ def _family(data: dict[str, Any]) -> Shape:
     huggingface.even("N", made.N, made.K)
     if getattr(made, "dense", 0) >= made.L:
         raise ValueError(
-            f"dense={made.dense} of L={made.L} layers leaves none that has experts; "
-            f"use 1 to {made.L - 1}"
+            f"dense={made.dense} of L={made.L} layers must leave one with experts"
         )
     return of_config(made)
 
@@ -158,8 +157,8 @@ def _of_kind(name: str, usual: Any, value: Any) -> None:
         if not isinstance(value, str):
             raise ValueError(f"{name}={value!r} must be a word")
     elif isinstance(usual, float):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (number and math.isfinite(value)):
+        finite = isinstance(value, int | float) and -math.inf < value < math.inf
+        if isinstance(value, bool) or not finite:
             raise ValueError(f"{name}={value!r} must be a number")
     else:
         whole(name, value, least=int(name != "shared_width"))
