@@ -103,6 +103,12 @@ def test_flops_are_of_the_experts_that_a_token_meets(family, tiny):
         assert found[name] - found[f"{name}_without_embedding"] == pytest.approx(apart)
 
 
+def test_a_second_heads_layer_is_no_part_of_one_attention():
+    config = models.size("deepseek", "v3-mtp")
+    alone = dataclasses.replace(config, further=0.0)
+    assert sizes(config)["latent"] == sizes(alone)["latent"]
+
+
 def test_full_and_causal_attention_part_at_long_context():
     config = run_of(models.size("llama", "70b"), batch=1, length=131_072)
     found = cost.per_token(config)

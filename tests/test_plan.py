@@ -888,6 +888,23 @@ def test_a_model_that_cannot_see_or_route_so_is_refused(tmp_path):
         ('{"family": "llama", "size": "8b", "rope_base": "a"}', "must be a number"),
         ('{"family": "llama", "size": "8b", "mask": "top=4"}', "hold its fields"),
         ('{"family": "llama", "size": "8b", "mask": {"windw": 3}}', "mean window"),
+        ('{"family": "llama", "size": "8b", "rope_base": NaN}', "nan must be a number"),
+        (
+            '{"family": "llama", "size": "8b", "mask": {"window": "3"}}',
+            "window='3' must",
+        ),
+        ('{"family": "llama", "size": "8b", "mask": {"blocks": 3}}', "hold its fields"),
+        (
+            '{"family": "llama", "size": "8b", "mask": {"blocks": {"size": 8}}}',
+            "'seen'",
+        ),
+        (
+            '{"family": "mixtral", "size": "8x7b", "routing": {"top_k": 1.5}}',
+            "=1.5 must",
+        ),
+        ('{"family": "mixtral", "size": "8x7b", "routing": {"gate": 1}}', "be a word"),
+        ('{"family": "gemma3", "size": "1b", "period": 0}', "period=0 must be"),
+        ('{"family": "deepseek", "size": "v2-lite", "dense": 99}', "dense=99 of L=27"),
         (json.dumps(LLAMA | {"hidden_size": "4096"}), "hidden_size='4096' must be"),
         (json.dumps(LLAMA | {"num_hidden_layers": 0}), "num_hidden_layers=0 must be"),
         (json.dumps(LLAMA | {"hidden_size": 4100}), "hidden_size=4100 does not divide"),

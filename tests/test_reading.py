@@ -201,6 +201,10 @@ def test_places_of_a_divided_row_are_filled_and_gathered(tiny):
         ("stage=2,expert=2,fsdp=2", "all-to-all", "expert", 2),
         ("stage=2,context=2,fsdp=2", "all-gather", "context", 1),
         ("stage=2,context=2,fsdp=2+ring", "collective-permute", "context", 1),
+        # Stages that alternate go forward twice; a ring's second time round is merged
+        # with the pass backward where a stage has one layer.
+        ("stage=2,expert=2,fsdp=2+1f1b", "all-to-all", "expert", 2),
+        ("stage=2,context=2,fsdp=2+1f1b", "all-gather", "context", 1),
     ],
 )
 def test_stages_move_what_is_theirs_at_every_tick(layout, kind, axis, padded, tiny):

@@ -9,7 +9,15 @@ import jax.numpy as jnp
 
 from scaling_lab.config import RunConfig
 from scaling_lab.cost.ledger import Entry
-from scaling_lab.layouts import Layout, Spec, passes, routed, stages_of, virtual_of
+from scaling_lab.layouts import (
+    Layout,
+    Spec,
+    alternates,
+    passes,
+    routed,
+    stages_of,
+    virtual_of,
+)
 from scaling_lab.parallel import experts, ulysses
 
 
@@ -39,38 +47,42 @@ def of_experts(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Impl
     bound = routed.mechanism(layout)
     axes = layout.spec("acts", "E")[0]
     way = "to its experts" if leaves else "and back"
+    often = forwards(layout, entry)
     if axes and bound == "ring_of_experts":
         size = tokens * layout.over((axes,))
         first, then = ("all-gather", "reduce-scatter")[:: 1 if leaves else -1]
-        yield Implied(first, axes, size, f"every token {way}")
+        yield Implied(first, axes, often * size, f"every token {way}")
         yield Implied(then, axes, size, "its gradient")
     elif axes and bound not in experts.WHOLE:
         rows = entry.top_k * (
             config.model.routing.capacity if bound == "capacity" else 1
         )
-        yield Implied("all-to-all", axes, round(2 * tokens * rows), f"rows {way}")
+        sent = round((often + 1) * tokens * rows)
+        yield Implied("all-to-all", axes, sent, f"rows {way}")
     if bound == "capacity":
-        yield from _places(config, layout, tokens, way)
+        yield from _places(config, layout, tokens, (leaves, often))
     inner = layout.spec("acts", "F")[0]
     if inner and returns:
-        yield Implied("all-reduce", inner, tokens, "partial sums over F")
+        yield Implied("all-reduce", inner, often * tokens, "partial sums over F")
         yield Implied("all-reduce", inner, tokens, "gradient of BTD")
 
 
 def _places(
-    config: RunConfig, layout: Layout, tokens: int, way: str
+    config: RunConfig, layout: Layout, tokens: int, way: tuple[bool, int]
 ) -> Iterator[Implied]:
     """Places of a divided row: each device fills what it has tokens for, holds a part.
 
     Args:
-      tokens: bytes of one device's.
+      tokens: bytes of one device's. way: whether to experts, and how often forward.
     """
     length = layout.spec("acts", "BT")[1]
     if length:
         routing = config.model.routing
         rows = tokens * layout.over((length,)) * routing.capacity * routing.top_k
-        for kind in ("reduce-scatter", "all-gather"):  # one of them is the gradient's
-            yield Implied(kind, length, round(rows), f"places {way}")
+        leaves, often = way
+        first, then = ("reduce-scatter", "all-gather")[:: 1 if leaves else -1]
+        yield Implied(first, length, round(often * rows), "places of experts")
+        yield Implied(then, length, round(rows), "their gradient")
 
 
 def shared_heads(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Implied]:
@@ -99,13 +111,15 @@ def divided_keys(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Im
     numbers = round(numbers * times(config, layout, entry.times > 1))
     numbers //= layout.over((batch, heads))
     itemsize = jnp.dtype(config.arithmetic).itemsize
+    often = forwards(layout, entry)
     if layout.mechanism("attend", "gather") == "gather":
-        yield Implied("all-gather", length, numbers * itemsize, "keys and values")
+        gathered = often * numbers * itemsize
+        yield Implied("all-gather", length, gathered, "keys and values")
         yield Implied("reduce-scatter", length, numbers * itemsize, "their gradient")
         return
     part = numbers // layout.over((length,))
     rounds = layout.over((length,)) - 1
-    there = 2 * rounds * part * itemsize  # once forward, and again going backwards
+    there = (often + 1) * rounds * part * itemsize  # again going backwards
     yield Implied("collective-permute", length, there, "keys and values go round")
     back = (rounds + 1) * part * 4
     yield Implied("collective-permute", length, back, "their gradient, in float32")
@@ -119,7 +133,8 @@ def _exchanged(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Impl
     sent = ulysses.heads_sent(queries, keys, layout.over((length,)))
     numbers = entry.elements("BTH") // layout.over((batch, length)) * entry.times
     size = numbers * jnp.dtype(config.arithmetic).itemsize
-    often = 2 * times(config, layout, entry.times > 1)  # and their gradients back
+    often = times(config, layout, entry.times > 1)
+    often *= forwards(layout, entry) + 1  # and their gradients back
     for heads, what in ((queries, "queries and results"), (sent, "keys and values")):
         there = round(2 * heads * size * often)
         yield Implied("all-to-all", length, there, f"{what}: positions for heads")
@@ -151,6 +166,11 @@ def handed_on(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Impli
 def times(config: RunConfig, layout: Layout, layers: bool) -> float:
     """How often a step does what is said of a microbatch, on one device."""
     return passes(layout, config.accumulate) if layers else config.accumulate
+
+
+def forwards(layout: Layout, entry: Entry) -> int:
+    """How often a layer goes forward: once more where stages alternate."""
+    return 1 + (alternates(layout) and entry.times > 1)
 
 
 def times_later(config: RunConfig, layout: Layout) -> float:

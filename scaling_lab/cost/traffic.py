@@ -231,7 +231,9 @@ def of_verb(
         kind = "reduce-scatter" if divided else "all-reduce"
         size = held * layout.over((axes,)) if divided else held
         size = round(size * steps)
-        yield Implied(kind, axes, size, f"partial sums over {letter}")
+        # What ends a block is the next one's input, which is kept.
+        often = 1 if entry.ends else mechanisms.forwards(layout, entry)
+        yield Implied(kind, axes, often * size, f"partial sums over {letter}")
         if divided:
             yield Implied("all-gather", axes, size, "its gradient")
     yield from _operand_gather(config, layout, entry, (summed, own, placed))
@@ -255,7 +257,8 @@ def _operand_gather(config: RunConfig, layout: Layout, entry: Entry, around: Any
     }
     axes = tuple(axis for axis in layout.mesh if axis in gone)
     if axes and not any(set(own[letter]) & gone for letter in summed):
-        yield Implied("all-gather", axes, size, f"{term[0]} for {entry.name}")
+        often = mechanisms.forwards(layout, entry)
+        yield Implied("all-gather", axes, often * size, f"{term[0]} for {entry.name}")
         yield Implied("reduce-scatter", axes, size, "its gradient")
     # A weight's dim that the output keeps divided makes the operand's gradient partial.
     lone = {

@@ -59,7 +59,7 @@ def sizes(config: Any) -> Mapping[str, Any]:
         "window": sight.keys or 0,
         "window_share": sight.share(layers),
         "ends_in_norm": any(name.startswith(_AFTER) for name in names.values()),
-        "latent": _attention(made) // layers if latent else None,
+        "latent": _attention(made) if latent else None,
         "params": count,
         "active_params": count - idle,
     }
@@ -83,8 +83,10 @@ def _dense(made: Mapping[str, Any], routed: Mapping[str, Any]) -> int:
 
 
 def _attention(made: Mapping[str, Any]) -> int:
+    """Weights of one layer's attention, alike in all of them."""
     return sum(
-        leaf.size
+        leaf.size // leaf.shape[0]
         for path, leaf in made.items()
-        if _ATTENTION & set(dims.letters(path.rpartition("/")[2]))
+        if path.startswith("layers/")
+        and _ATTENTION & set(dims.letters(path.rpartition("/")[2]))
     )

@@ -78,7 +78,11 @@ class Sight:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Sight:
-        """The inverse of ``dataclasses.asdict``, after JSON made lists of tuples."""
+        """The inverse of ``dataclasses.asdict``, after JSON made lists of tuples.
+
+        Raises:
+          ValueError: an unknown field, or a map of blocks that is none.
+        """
         fields = dict(data)
         for name in fields:
             one_of("field of Sight", name, [f.name for f in dataclasses.fields(cls)])
@@ -244,7 +248,7 @@ def _read(path: str) -> Blocks:
     """A map of blocks from a file."""
     try:
         return _blocks(json.loads(Path(path).read_text()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"mask blocks={path}: {type(error).__name__}: {error}; the file holds what "
             'each block sees, as {"size": 64, "seen": [[0], [0, 1], [0, 2]]}'
@@ -253,7 +257,13 @@ def _read(path: str) -> Blocks:
 
 def _blocks(data: Mapping[str, Any]) -> Blocks:
     """From the size of a block and what each sees, checked."""
-    size, seen = data["size"], data["seen"]
+    try:
+        return _checked(data["size"], data["seen"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"blocks={data}: {type(error).__name__}: {error}") from error
+
+
+def _checked(size: Any, seen: Any) -> Blocks:
     if not isinstance(size, int) or size < 1 or not seen:
         raise ValueError(f"size {size!r} of a block and {len(seen)} blocks")
     outside = [block for row in seen for block in row if not 0 <= block < len(seen)]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from scaling_lab import models
 from scaling_lab.config.run import NESTED, nested
-from scaling_lab.dims import ALPHABET
 from scaling_lab.models.shape import sizes
 from scaling_lab.names import one_of
 from scaling_lab.parallel.sight import Sight
@@ -108,10 +109,11 @@ def _family(data: dict[str, Any]) -> Shape:
     known = [field.name for field in dataclasses.fields(module.Config)]
     for name in fields:
         one_of(f"field of {data['family']}", name, known)
-    for field in dataclasses.fields(module.Config):
-        if field.name in fields:
-            _of_kind(field, fields[field.name])
+    _of_kinds(module.Config, fields)
     fields = nested(fields)
+    for name in NESTED:
+        if fields.get(name) is not None:
+            _of_kinds(type(fields[name]), vars(fields[name]))
     needed = [
         field.name
         for field in dataclasses.fields(module.Config)
@@ -127,22 +129,36 @@ def _family(data: dict[str, Any]) -> Shape:
     else:
         made = module.Config(**fields)
     huggingface.even("N", made.N, made.K)
+    if getattr(made, "dense", 0) >= made.L:
+        raise ValueError(
+            f"dense={made.dense} of L={made.L} layers must leave one with experts"
+        )
     return of_config(made)
 
 
-def _of_kind(field: dataclasses.Field[Any], value: Any) -> None:
-    """Raises unless a value from JSON is of a field's kind."""
-    name, usual = field.name, field.default
+def _of_kinds(cls: Any, values: Mapping[str, Any]) -> None:
+    """Raises unless values from JSON are of the kinds of a class's fields."""
+    for field in dataclasses.fields(cls):
+        if field.name in values:
+            _of_kind(field.name, field.default, values[field.name])
+
+
+def _of_kind(name: str, usual: Any, value: Any) -> None:
+    """The same of one field, told by its default."""
     if value is None and usual is None:
         return
-    if name in NESTED:
-        if not isinstance(value, dict):
+    if name in NESTED or name == "blocks":
+        if not (isinstance(value, dict) or dataclasses.is_dataclass(value)):
             raise ValueError(f"{name}={value!r} must hold its fields, as {{...}}")
     elif isinstance(usual, bool):
         if not isinstance(value, bool):
             raise ValueError(f"{name}={value!r} must be true or false")
+    elif isinstance(usual, str):
+        if not isinstance(value, str):
+            raise ValueError(f"{name}={value!r} must be a word")
     elif isinstance(usual, float):
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        finite = isinstance(value, int | float) and -math.inf < value < math.inf
+        if isinstance(value, bool) or not finite:
             raise ValueError(f"{name}={value!r} must be a number")
     else:
-        whole(name, value, least=int(name in ALPHABET))
+        whole(name, value, least=int(name != "shared_width"))
