@@ -16,7 +16,6 @@ from scaling_lab import dims
 from scaling_lab.config import RunConfig
 from scaling_lab.cost import explain
 from scaling_lab.cost.mechanisms import Implied
-from scaling_lab.layouts import alternates
 
 #: What one implied kind may have become.
 _BECOMES = {
@@ -38,7 +37,7 @@ def implied(config: RunConfig) -> dict[str, list[Implied]]:
 
     What activations imply happens again where they are made again.
     """
-    again = config.remat != "none" or alternates(config.layout)
+    again = config.remat != "none"
     found: dict[str, list[Implied]] = {}
     for row in explain(config).rows:
         word = row.name.rpartition("/")[2]
