@@ -153,8 +153,7 @@ def test_stages_products_of_rows_stand_alone(kind):
     value, arrays = of_stages(2, kind)
     found = str(jax.make_jaxpr(value)(*arrays))
     dims = re.findall(r"dot_dimension_numbers=\(+(.*)", found)
-    assert found.count("ragged_dot_general") >= 3
-    assert all("(), ()" in said for said in dims)
+    assert dims and all("(), ()" in said for said in dims)
 
 
 @pytest.mark.tpu
