@@ -25,9 +25,10 @@ NEAR = {
     # may turn to the other one.
     "precision": {
         "bfloat16": {"loss": 1e-2, "gradient": 2e-1, "update": 2e-1, "noise": 5e-4},
-        # All but the codes in float32: one between two may fall to either, and to
-        # another on another processor; three steps of a head's norm make much of it.
-        **dict.fromkeys(RECIPES, {"loss": 1e-3, "gradient": 5e-2, "update": 2e-1}),
+        # All but the codes in float32: one between two may fall to either.
+        **dict.fromkeys(
+            RECIPES, {"loss": 1e-3, "gradient": 5e-2, "update": 1e-1, "heads": 2e-1}
+        ),
     },
     # A number in thousands falls to the other side by chance.
     "parameters": {"bfloat16": {"loss": 2e-4, "gradient": 1e-2, "update": 3e-2}},
