@@ -52,10 +52,10 @@ def main() -> None:
     for number, case in missing[: given.most] if given.run else ():
         found[number] = keep(RESULTS, {"id": number, **compared(case)})
     rows = [found[config.id] for config in CONFIGS if config.id in found]
-    for case in map(case_of, rows) if given.run else ():
-        if beyond(found[config_of(case).id]) and alone(case) not in rounding:
-            row = {"id": alone(case), **rounds(case)}
-            rounding[alone(case)] = keep(ROUNDING, row)
+    for row in filter(beyond, rows) if given.run else ():
+        name = alone(case := case_of(row))
+        if name not in rounding:
+            rounding[name] = keep(ROUNDING, {"id": name, **rounds(case)})
     rows = [{**row, "over": over(row, rounding)} for row in rows]
     answer = {"cases": len(CONFIGS), "rows": rows}
     print(json.dumps(answer, indent=1) if given.json else text(answer))
@@ -235,14 +235,13 @@ def alone(case: Case) -> str:
 def rounds(case: Case) -> dict[str, Any]:
     """How far its arithmetic takes one device from float32, tensor by tensor."""
     simulated()
-    steps = [
-        measure(model_of(case), case.parts, False, m) for m in ("float32", case.mode)
-    ]
-    (_, *wanted), (_, *found) = steps
-    return {
-        name: {path: float(f"{size:.3g}") for path, size in apart(*both, 0.0).items()}
-        for name, both in zip(NAMES[1:], zip(found, wanted, strict=True), strict=True)
-    }
+    one = functools.partial(measure, model_of(case), case.parts, False)
+    row = {}
+    for name, left, right in zip(NAMES, one(case.mode), one("float32"), strict=True):
+        if name != "loss":
+            sizes = apart(left, right, 0.0)
+            row[name] = {path: float(f"{size:.3g}") for path, size in sizes.items()}
+    return row
 
 
 def text(found: dict[str, Any]) -> str:
@@ -251,11 +250,12 @@ def text(found: dict[str, Any]) -> str:
     worst: dict[str, dict[str, float]] = {}
     for row in found["rows"]:
         start = f"{row['layout']:44} {row['family']:10} "
-        said = "  ".join(["", row.get("routing", ""), row.get("mode", "float32")])
+        case = case_of(row)
+        said = "  ".join(["", case.routing, case.mode])
         if row["status"] != "ok":
             lines.append(f"{start}{row['status']}: {row['reason']}{said}")
             continue
-        own = worst.setdefault(row.get("mode", "float32"), dict.fromkeys(NAMES, 0.0))
+        own = worst.setdefault(case.mode, dict.fromkeys(NAMES, 0.0))
         own |= {name: max(own[name], row[name]) for name in NAMES}
         cells = f"{row['loss']:8.1e} {row['gradient']:9.1e} {row['update']:8.1e}"
         lines.append(f"{start}{cells}{' !' if row['over'] else ''}{said.rstrip()}")

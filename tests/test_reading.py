@@ -177,21 +177,24 @@ def test_on_explicit_axes_weights_are_gathered_once(tiny):
     assert column["unasked"] == []
 
 
+def moved_and_told(config, kind, axis):
+    """Bytes of a kind over an axis alone: of the compiled step, and as explained."""
+    both = column_of(config)["collectives"], cost.explain(config).collectives()
+    return [
+        sum(row["bytes"] for row in rows if (row["kind"], *row["axes"]) == (kind, axis))
+        for rows in both
+    ]
+
+
 def test_places_of_a_divided_row_are_filled_and_gathered(tiny):
     """Each holder of positions fills its part of the places, and has all back."""
     layout = layouts.parse("context=4,fsdp=2+capacity")
     config = config_of(tiny, layout, "mixtral", stack="scan")
     model = models.routed(config.model, "top=2,capacity=2")
     config = dataclasses.replace(config, model=model)
-    rows = column_of(config)["collectives"]
-    said = cost.explain(config).collectives()
     for kind in ("all-gather", "reduce-scatter"):
-        of_kind = [
-            sum(row["bytes"] for row in some if (row["kind"], *row["axes"]) == wanted)
-            for some in (rows, said)
-            for wanted in [(kind, "context")]
-        ]
-        assert of_kind[0] == pytest.approx(of_kind[1], rel=0.02), kind
+        moved, told = moved_and_told(config, kind, "context")
+        assert moved == pytest.approx(told, rel=0.02), kind
 
 
 @pytest.mark.parametrize(
@@ -209,14 +212,8 @@ def test_places_of_a_divided_row_are_filled_and_gathered(tiny):
 )
 def test_stages_move_what_is_theirs_at_every_tick(layout, kind, axis, padded, tiny):
     config = config_of(tiny, layouts.parse(layout), "mixtral", accumulate=4)
-    told = [
-        sum(row["bytes"] for row in some if (row["kind"], *row["axes"]) == (kind, axis))
-        for some in (
-            column_of(config)["collectives"],
-            cost.explain(config).collectives(),
-        )
-    ]
-    assert told[0] == pytest.approx(padded * told[1], rel=0.05)
+    moved, told = moved_and_told(config, kind, axis)
+    assert moved == pytest.approx(padded * told, rel=0.05)
 
 
 def test_a_verb_that_gathers_its_batch_is_found(tiny):

@@ -67,9 +67,7 @@ def validate(config: RunConfig, devices: int | None = None) -> None:
     _check_widths(config.model)
     if config.mup is not None:
         mup.check(config.model, config.mup, config.optimizer.name)
-    sight = models.sight(config.model)
-    sight.check()
-    sight.check_length(config.length)
+    models.check(config.model, config.length)
     _check_choice(config)
     _check_experts(config)
     make(config.optimizer, config.steps)
@@ -206,7 +204,6 @@ def _check_experts(config: RunConfig) -> None:
                 f"one of {', '.join(models.with_experts())}"
             )
         return
-    routing.check(config.model.E)
     if bound == "capacity" and routing.choice == "expert":
         raise ValueError(
             "routing choice='expert' gives each expert a full queue, and +capacity "

@@ -40,9 +40,8 @@ def of_experts(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Impl
     leaves, returns = word == "sent", entry.output == "BTD"
     if not (leaves or returns):
         return
-    itemsize = jnp.dtype(config.arithmetic).itemsize
-    tokens = entry.elements("BTD") * itemsize * entry.times
-    tokens = round(tokens * times(config, layout, entry.times > 1))
+    tokens = _numbers(config, layout, entry, "BTD")
+    tokens *= jnp.dtype(config.arithmetic).itemsize
     tokens //= layout.over(layout.spec("acts", "BT"))
     bound = routed.mechanism(layout)
     axes = layout.spec("acts", "E")[0]
@@ -91,10 +90,9 @@ def shared_heads(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Im
     keys = layout.spec("acts", "BSKH", entry.name)[2]
     axes = tuple(axis for axis in queries if axis not in keys)
     if axes:
-        itemsize = jnp.dtype(config.arithmetic).itemsize
-        size = 2 * entry.elements("BSKH") * itemsize * entry.times
-        often = times(config, layout, entry.times > 1)
-        size = round(size * often) // layout.over((batch, keys))
+        size = 2 * _numbers(config, layout, entry, "BSKH")
+        size *= jnp.dtype(config.arithmetic).itemsize
+        size //= layout.over((batch, keys))
         yield Implied("all-reduce", axes, size, "gradient of keys and values")
 
 
@@ -107,8 +105,7 @@ def divided_keys(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Im
         yield from _exchanged(config, layout, entry)
         return
     heads = layout.spec("acts", "BSKH", entry.name)[2]
-    numbers = 2 * entry.elements("BSKH") * entry.times
-    numbers = round(numbers * times(config, layout, entry.times > 1))
+    numbers = 2 * _numbers(config, layout, entry, "BSKH")
     numbers //= layout.over((batch, heads))
     itemsize = jnp.dtype(config.arithmetic).itemsize
     often = forwards(layout, entry)
@@ -161,6 +158,12 @@ def handed_on(config: RunConfig, layout: Layout, entry: Entry) -> Iterator[Impli
     )
     whole = (config.accumulate + ticks) * size
     yield Implied("all-reduce", ("stage",), whole, "from the last stage; to the first")
+
+
+def _numbers(config: RunConfig, layout: Layout, entry: Entry, letters: str) -> int:
+    """Of an array that a verb has, in all its layers and microbatches of a step."""
+    often = times(config, layout, entry.times > 1)
+    return round(entry.elements(letters) * entry.times * often)
 
 
 def times(config: RunConfig, layout: Layout, layers: bool) -> float:

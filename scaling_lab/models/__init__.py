@@ -83,6 +83,20 @@ def sight(config: Any) -> Sight:
     return own
 
 
+def check(config: Any, length: int) -> None:
+    """Raises unless layers can see rows of a length, and route their tokens, so.
+
+    Raises:
+      ValueError: what of its mask or routing cannot be, and what would do.
+    """
+    own = sight(config)
+    own.check()
+    own.check_length(length)
+    routing = getattr(config, "routing", None)
+    if routing is not None:
+        routing.check(config.E)
+
+
 def seeing(config: Any, sight: Sight) -> Any:
     """The model with layers that see so.
 

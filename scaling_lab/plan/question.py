@@ -59,13 +59,8 @@ class Question:
                 f"length={self.length} is more than the {longest} positions of "
                 f"{self.shape.name}; use --length {longest} or less"
             )
-        config = self.shape.config
-        if config is not None:
-            sight = models.sight(config)
-            sight.check()
-            sight.check_length(self.length)
-        if (routing := getattr(config, "routing", None)) is not None:
-            routing.check(self.shape.n_experts)
+        if self.shape.config is not None:
+            models.check(self.shape.config, self.length)
 
     @property
     def tokens(self) -> int:

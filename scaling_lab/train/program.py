@@ -33,6 +33,7 @@ from scaling_lab.train.step import (
     leaf_name,
     make_train_step,
     microbatches,
+    taken_whole,
     token_loss,
 )
 
@@ -256,7 +257,7 @@ def _evaluate(config: RunConfig, place: Placement, params: Any, batch: Metrics):
     def nats(part: Metrics) -> Array:
         return jnp.sum(token_loss(config, place, params, part).nll_BT)
 
-    if config.accumulate == 1 or layouts.stages_of(place.layout) > 1:
+    if taken_whole(config, place):
         total = nats(batch)
     else:
         parts = microbatches(config, batch, place)

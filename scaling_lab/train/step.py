@@ -143,8 +143,7 @@ def _gradients(config: RunConfig, place: Placement, state: TrainState, batch: Me
             return _loss(config, place, params, part, total)
 
         return alternate.gradients(place, params, batch, parts_M, loss)
-    if config.accumulate == 1 or stages_of(place.layout) > 1:
-        # The stages of a pipeline take the microbatches in turn themselves.
+    if taken_whole(config, place):
         (_, metrics), gradients = compute(params, batch, total)
         return on_table(place, "grads", gradients), metrics
 
@@ -168,6 +167,12 @@ def _gradients(config: RunConfig, place: Placement, state: TrainState, batch: Me
     steps = (jnp.arange(config.accumulate), parts)
     (gradients, metrics), _ = jax.lax.scan(add, zeros, steps)
     return gradients, metrics
+
+
+def taken_whole(config: RunConfig, place: Placement) -> bool:
+    """Whether the model is given a whole batch: the stages of a pipeline take its
+    microbatches in turn themselves."""
+    return config.accumulate == 1 or stages_of(place.layout) > 1
 
 
 def microbatches(
